@@ -40,6 +40,11 @@ _BARS: Final = {
     "cancelled": ("#868d95", "~"),
 }
 _WAIT_COLOUR, _MARK_COLOUR = "#b7791f", "#8b6fd0"
+# Of a bar, for the page's script.
+_PAGE_FIELDS: Final = (
+    *("number", "route", "outcome", "began", "seconds", "wait", "limiter_wait"),
+    "facts",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,16 +357,7 @@ class AttemptLog:
             "cost": self.cost,
             "about": self.cost_is_estimate,
             "bars": [
-                {
-                    "number": bar.number,
-                    "route": bar.route,
-                    "outcome": bar.outcome,
-                    "began": bar.began,
-                    "seconds": bar.end - bar.began,
-                    "wait": bar.wait,
-                    "limiter": bar.limiter_wait,
-                    "facts": bar.facts,
-                }
+                {name: getattr(bar, name) for name in _PAGE_FIELDS}
                 for bar in self._bars()
             ],
         }
@@ -396,8 +392,9 @@ class _Bar:
     """One line of a log, ready to be drawn."""
 
     def __init__(self, line: Mapping[str, Any], began: float) -> None:
-        self.began, self.wait = began, _number(line.get("wait"))
-        self.end = began + _number(line.get("seconds"))
+        self.began, self.seconds = began, _number(line.get("seconds"))
+        self.end = began + self.seconds
+        self.wait = _number(line.get("wait"))
         self.limiter_wait = _number(line.get("limiter_wait"))
         self.route = _short(str(line.get("route") or ""), 200)
         self.outcome = _short(str(line.get("outcome") or "?"))
@@ -409,7 +406,7 @@ class _Bar:
         status, cost = line.get("status_code"), line.get("cost")
         said = [self.outcome + (f" {_short(status, 20)}" if status is not None else "")]
         if self.is_sent:
-            said.append(_seconds(self.end - began))
+            said.append(_seconds(self.seconds))
         if cost is not None:
             is_estimate = bool(line.get("cost_is_estimate"))
             said.append(_money(_number(cost), is_estimate=is_estimate))

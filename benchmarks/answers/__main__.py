@@ -10,27 +10,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 import json
 import logging
-import os
 import statistics
-import subprocess
 import sys
 import urllib.request
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
-
-from langchain_core.runnables import Runnable
-from langchain_openai import ChatOpenAI
 
 from benchmarks.answers.provider import ANSWER
+from benchmarks.openai_server import running
+from benchmarks.peers import Ask, asked, asked_litellm, chat_openai, litellm_router
 from benchmarks.scaled_loop import ScaledClock, run
 from langchain_retryrouter import ContentFilterError, RetryPolicy, RetryRouter
-
-Ask: TypeAlias = Callable[[str, bool], Awaitable[str]]
 
 
 @dataclass
@@ -54,85 +47,36 @@ class Result:
         )
 
 
-def of_runnable(model: Runnable[Any, Any]) -> Ask:
-    """Ask a chat model, streamed or not."""
-
-    async def ask(prompt: str, is_stream: bool) -> str:  # noqa: FBT001
-        if not is_stream:
-            return str((await model.ainvoke(prompt)).text)
-        return "".join([chunk.text async for chunk in model.astream(prompt)])
-
-    return ask
-
-
 def systems(urls: list[str], scale: float) -> dict[str, Callable[[], Ask]]:
     """The systems by name, made when they are asked."""
+    places = dict(zip(("primary", "backup"), urls, strict=True))
 
-    def models() -> list[ChatOpenAI]:
-        return [
-            ChatOpenAI(model=name, base_url=url, api_key="any")  # type: ignore[arg-type]
-            for name, url in zip(("primary", "backup"), urls, strict=True)
-        ]
-
-    def router(**fields: Any) -> Ask:
-        return of_runnable(
-            RetryRouter(routes=models(), clock=ScaledClock(scale), **fields)
-        )
-
-    def limited() -> Ask:
-        limits = RetryPolicy(
-            attempt_timeout=10, first_token_timeout=10, stall_timeout=10
-        )
-        return router(retry_policy=limits)
+    def router(**limits: float) -> Ask:
+        routes = [chat_openai(*place) for place in places.items()]
+        policy = {"retry_policy": RetryPolicy(**limits)} if limits else {}  # type: ignore[arg-type]
+        return asked(RetryRouter(routes=routes, clock=ScaledClock(scale), **policy))
 
     def with_fallbacks() -> Ask:
-        primary, backup = models()
-        return of_runnable(primary.with_fallbacks([backup]))
+        primary, backup = (chat_openai(*place) for place in places.items())
+        return asked(primary.with_fallbacks([backup]))
+
+    def by_litellm() -> Ask:
+        params = [
+            (name, {"model": f"openai/{name}", "api_base": url})
+            for name, url in places.items()
+        ]
+        fallbacks = [{"primary": ["backup"]}]
+        return asked_litellm(litellm_router(*params, fallbacks=fallbacks))
 
     return {
         "RetryRouter, defaults": router,
-        "RetryRouter, limits of 10 s": limited,
-        "ChatOpenAI": lambda: of_runnable(models()[0]),
+        "RetryRouter, limits of 10 s": lambda: router(
+            attempt_timeout=10, first_token_timeout=10, stall_timeout=10
+        ),
+        "ChatOpenAI": lambda: asked(chat_openai("primary", urls[0])),
         "with_fallbacks": with_fallbacks,
-        "LiteLLM Router": lambda: _litellm(urls),
+        "LiteLLM Router": by_litellm,
     }
-
-
-def _litellm(urls: list[str]) -> Ask:
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    litellm: Any = importlib.import_module("litellm")
-    litellm.suppress_debug_info = True
-    names = ("primary", "backup")
-    router = litellm.Router(
-        model_list=[
-            {
-                "model_name": name,
-                "litellm_params": {
-                    "model": f"openai/{name}",
-                    "api_base": url,
-                    "api_key": "any",
-                },
-            }
-            for name, url in zip(names, urls, strict=True)
-        ],
-        fallbacks=[{"primary": ["backup"]}],
-    )
-
-    async def ask(prompt: str, is_stream: bool) -> str:  # noqa: FBT001
-        messages = [{"role": "user", "content": prompt}]
-        got = await router.acompletion(
-            model="primary", messages=messages, stream=is_stream
-        )
-        if not is_stream:
-            return got.choices[0].message.content or ""
-        texts = [
-            choice.delta.content or ""
-            async for chunk in got
-            for choice in chunk.choices
-        ]
-        return "".join(texts)
-
-    return ask
 
 
 async def play(name: str, ask: Ask, calls: int, at_once: int) -> Result:
@@ -146,16 +90,15 @@ async def play(name: str, ask: Ask, calls: int, at_once: int) -> Result:
             began = loop.time()
             try:
                 async with asyncio.timeout(3600):
-                    text = await ask(f"call {number}", number % 2 == 0)
+                    reply = await ask(f"call {number}", number % 2 == 0)
             except ContentFilterError:
                 result.answered += 1
             except Exception as error:  # noqa: BLE001 - whatever a peer raises
                 result.failures[type(error).__name__] += 1
             else:
-                if " ".join(text.split()) == ANSWER:
-                    result.answered += 1
-                else:
-                    result.wrong += 1
+                is_right = " ".join(reply.text.split()) == ANSWER
+                result.answered += is_right
+                result.wrong += not is_right
             result.seconds.append(loop.time() - began)
 
     async with asyncio.TaskGroup() as group:
@@ -188,28 +131,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
-    scale = arguments.scale
     logging.disable(logging.CRITICAL)  # Of the failures that the bench counts.
-    with subprocess.Popen(  # noqa: S603 - this module's own server
-        [
-            *(sys.executable, "-m", "benchmarks.answers.provider"),
-            *("--seed", str(arguments.seed), "--scale", str(scale)),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as server:
-        assert server.stdout is not None
-        urls = [
-            f"http://127.0.0.1:{port}" for port in json.loads(server.stdout.readline())
-        ]
+    options = str(arguments.seed), str(arguments.scale)
+    with running("benchmarks.answers.provider", *options) as urls:
         print(
             "| system | answered | wrong | median s | 95 % | 99 % | requests a call |"
         )
         print("|---|--:|--:|--:|--:|--:|--:|")
-        try:
-            run(_play_all(arguments, urls), scale)
-        finally:
-            server.terminate()
+        run(_play_all(arguments, urls), arguments.scale)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,16 @@ call in half of the cases; a refusal and a 400 about the route stay.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import collections
 import json
 import random
-from typing import Any, Final
+import sys
+from typing import Final
 
 from aiohttp import ClientConnectionResetError, web
 
+from benchmarks.openai_server import completion, error, event, serve
 from benchmarks.scaled_loop import run
 
 ANSWER: Final = " ".join(f"word{number}" for number in range(1, 61)) + "."
@@ -70,11 +71,12 @@ class Provider:
         fault = self.fault(call, self.requests[call])
         if fault == "rate_limit":
             seconds = str(round(self.drawn(call, 1, 60)))
-            return _error(429, "Rate limit reached", {"retry-after": seconds})
+            headers = {"retry-after": seconds}
+            return error(429, "Rate limit reached", headers=headers)
         if fault == "unavailable":
-            return _error(503, "The engine is currently overloaded")
+            return error(503, "The engine is currently overloaded")
         if fault == "route_400":
-            return _error(400, "Unsupported value: this model does not support it")
+            return error(400, "Unsupported value: this model does not support it")
         if fault == "silence":
             await asyncio.sleep(60)  # as load balancers do with a silent server
             fault = "reset"
@@ -97,25 +99,13 @@ class Provider:
         self, request: web.Request, fault: str | None
     ) -> web.StreamResponse:
         await asyncio.sleep(0.015 * len(_TOKENS))
-        text, reason = ANSWER, "stop"
-        if fault == "refusal":
-            text, reason = "", "content_filter"
-        if fault == "empty":
-            text = ""
-        answer = {
-            "id": "chatcmpl-1",
-            "object": "chat.completion",
-            "created": 1,
-            "model": self.name,
-            "choices": [
-                {
-                    "index": 0,
-                    "finish_reason": reason,
-                    "message": {"role": "assistant", "content": text},
-                }
-            ],
-            "usage": {"prompt_tokens": 9, "completion_tokens": 60, "total_tokens": 69},
+        text = "" if fault in {"refusal", "empty"} else ANSWER
+        choice = {
+            "index": 0,
+            "finish_reason": "content_filter" if fault == "refusal" else "stop",
+            "message": {"role": "assistant", "content": text},
         }
+        answer = completion("chat.completion", self.name, [choice], (9, 60))
         data = json.dumps(answer).encode()
         if fault not in {"cut", "clean_cut"}:
             return web.Response(body=data, content_type="application/json")
@@ -133,9 +123,9 @@ class Provider:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         tokens = [] if fault in {"refusal", "empty"} else _TOKENS
-        await response.write(self._event({"role": "assistant", "content": ""}))
+        await response.write(event(self.name, {"role": "assistant", "content": ""}))
         for number, token in enumerate(tokens, start=1):
-            await response.write(self._event({"content": token}))
+            await response.write(event(self.name, {"content": token}))
             await asyncio.sleep(0.015)
             if number == 40 and fault in {"cut", "clean_cut"}:
                 if fault == "cut":
@@ -143,18 +133,8 @@ class Provider:
                     request.transport.abort()
                 return response
         reason = "content_filter" if fault == "refusal" else "stop"
-        await response.write(self._event({}, reason) + b"data: [DONE]\n\n")
+        await response.write(event(self.name, {}, reason) + b"data: [DONE]\n\n")
         return response
-
-    def _event(self, delta: dict[str, Any], reason: str | None = None) -> bytes:
-        chunk = {
-            "id": "chatcmpl-1",
-            "object": "chat.completion.chunk",
-            "created": 1,
-            "model": self.name,
-            "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],
-        }
-        return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
     async def log(self, _: web.Request) -> web.Response:
         """How many requests each call has sent; forgotten with this."""
@@ -163,32 +143,14 @@ class Provider:
         return web.json_response(seen)
 
 
-def _error(
-    status: int, message: str, headers: dict[str, str] | None = None
-) -> web.Response:
-    error = {"message": message, "type": "error", "param": None, "code": None}
-    return web.json_response({"error": error}, status=status, headers=headers)
-
-
-async def _serve(seed: int) -> None:
-    runners = []
-    for name, share in (("primary", 0.3), ("backup", 0.03)):
-        provider = Provider(name, share, seed)
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", provider.answer)
-        app.router.add_get("/log", provider.log)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        runners.append(runner)
-    ports = [runner.addresses[0][1] for runner in runners]
-    print(json.dumps(ports), flush=True)
-    await asyncio.Event().wait()
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--scale", type=float, default=20)
-    arguments = parser.parse_args()
-    run(_serve(arguments.seed), arguments.scale)
+    seed, scale = int(sys.argv[1]), float(sys.argv[2])
+    shares = {"primary": 0.3, "backup": 0.03}
+    routes = [
+        [
+            web.post("/v1/chat/completions", provider.answer),
+            web.get("/log", provider.log),
+        ]
+        for provider in (Provider(name, shares[name], seed) for name in shares)
+    ]
+    run(serve(*routes), scale)

@@ -13,22 +13,15 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import platform
 import time
 from concurrent.futures import ProcessPoolExecutor
-from importlib import metadata
 from pathlib import Path
-from typing import Final
 
 from benchmarks.failover.play import play_all
 from benchmarks.failover.scenarios import SCENARIOS, Grade, Seen, judge
 from benchmarks.failover.systems import SYSTEMS
+from benchmarks.peers import versions
 from benchmarks.speed.measure import rewrite
-
-_PACKAGES: Final = (
-    "langchain-retryrouter",
-    *("langchain-core", "langchain-openai", "openai", "litellm"),
-)
 
 
 def scorecard(results: dict[str, dict[str, Seen]]) -> str:
@@ -72,10 +65,9 @@ def main() -> None:
             for name, system in SYSTEMS.items()
         }
         card = scorecard({name: one.result() for name, one in runs.items()})
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES)
     measured = (
-        f"{card}\nMeasured in {time.monotonic() - began:.0f} s with {versions}, Python"
-        f" {platform.python_version()} on {os.cpu_count()} cores.\n"
+        f"{card}\nMeasured in {time.monotonic() - began:.0f} s with"
+        f" {versions('langchain-core', 'openai')} on {os.cpu_count()} cores.\n"
     )
     print(measured)
     if scale == 1:

@@ -10,11 +10,13 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks.failover.provider import running_provider
 from benchmarks.failover.scenarios import SCENARIOS, Attempt, Call, Scenario, Seen
-from benchmarks.failover.systems import Ask, System
+from benchmarks.failover.systems import System
+from benchmarks.openai_server import running
+from benchmarks.peers import Ask
 from benchmarks.scaled_loop import run
 
+_QUESTION = "Say the sixty words."
 _PROBE_LIMIT = 10.0
 
 
@@ -36,7 +38,7 @@ def play_all(
     logging.disable(logging.CRITICAL)
     # S03 is played once more before, so that imports take no scenario's time.
     played = [SCENARIOS[name] for name in ("S03", *scenarios)]
-    with running_provider(scale) as url:
+    with running("benchmarks.failover.provider", str(scale)) as [url]:
         seen = run(play(played, system, url, scale, **how), scale)
     return {name: seen[name] for name in scenarios}
 
@@ -95,7 +97,7 @@ async def _call(ask: Ask, start: float, limit: float, *, is_stream: bool) -> Cal
     timer = asyncio.timeout(limit)
     try:
         async with timer:
-            reply = await ask(is_stream)
+            reply = await ask(_QUESTION, is_stream)
     except Exception as caught:  # noqa: BLE001 - whatever a system raises is its answer
         if not timer.expired():
             error = f"{type(caught).__name__}: {caught}"

@@ -7,18 +7,15 @@ since. It runs in a process of its own: `python -m benchmarks.failover.provider`
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import contextlib
 import json
-import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, Final
 
 from aiohttp import ClientConnectionResetError, web
 
+from benchmarks.openai_server import completion, error, event, serve, sse
 from benchmarks.scaled_loop import run
 
 TEXT: Final = (
@@ -78,7 +75,7 @@ class Provider:
         if messages[-1]["role"] == "assistant":
             if model == "fb-ok-noprefill":
                 entry["did"] = "400 prefill"
-                return _error(400, "This model does not take a prefill.", None)
+                return error(400, "This model does not take a prefill.")
             rest = TEXT.removeprefix(messages[-1]["content"])
         fault = model.removeprefix("fb-")
         if refusal := self._refusal(fault, is_first=self.attempts[model] == 1):
@@ -104,20 +101,20 @@ class Provider:
             case "s01" if is_first:
                 limit += f" Please retry after {self.retry_after} seconds."
                 headers = {"retry-after": self.retry_after}
-                return _error(429, limit, "rate_limit_exceeded", headers)
+                return error(429, limit, "rate_limit_exceeded", headers)
             case "s02":
-                return _error(429, limit, "rate_limit_exceeded")
+                return error(429, limit, "rate_limit_exceeded")
             case "s03" if is_first:
-                return _error(500, "The server had an error.", None)
+                return error(500, "The server had an error.")
             case "s04" | "s16":
-                return _error(*_BUSY)
+                return error(*_BUSY)
             case "s15" if self.now() < OUTAGE:
-                return _error(*_BUSY)
+                return error(*_BUSY)
             case "s12":
-                return _error(400, _TOO_LONG, "context_length_exceeded")
+                return error(400, _TOO_LONG, "context_length_exceeded")
             case "s13":
                 rejected = "Your request was rejected by our safety system."
-                return _error(400, rejected, "content_policy_violation")
+                return error(400, rejected, "content_policy_violation")
         return None
 
 
@@ -129,7 +126,8 @@ async def _whole(
         await asyncio.sleep(_FIRST_TOKEN)
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    answer = _object("chat.completion", model, [choice], _usage(size, text))
+    usage = size, len(text.split())
+    answer = completion("chat.completion", model, [choice], usage)
     data = json.dumps(answer).encode()
     if fault == "s10":
         data = data[: len(data) // 2] + b'"oops'
@@ -156,8 +154,7 @@ async def _stream(
     await response.prepare(request)
 
     async def send(delta: dict[str, str], reason: str | None = None) -> None:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason}
-        await response.write(_event(_object("chat.completion.chunk", model, [choice])))
+        await response.write(event(model, delta, reason))
 
     if fault == "s07":
         await asyncio.sleep(_FIRST_TOKEN)
@@ -173,8 +170,8 @@ async def _stream(
         await send({"content": f" {word}" if number or text != TEXT else word})
         await asyncio.sleep(_TOKEN)
     await send({}, "stop")
-    usage = _object("chat.completion.chunk", model, [], _usage(size, text))
-    await response.write(_event(usage))
+    usage = size, len(text.split())
+    await response.write(sse(completion("chat.completion.chunk", model, [], usage)))
     if fault != "s11":
         await response.write(b"data: [DONE]\n\n")
     await response.write_eof()
@@ -188,55 +185,11 @@ def _closed(request: web.Request, response: web.StreamResponse) -> web.StreamRes
     return response
 
 
-def _object(
-    kind: str, model: str, choices: list[Any], usage: dict[str, int] | None = None
-) -> dict[str, Any]:
-    named = {"id": "chatcmpl-1", "object": kind, "created": 1, "model": model}
-    return named | {"choices": choices} | ({"usage": usage} if usage else {})
-
-
-def _usage(prompt: int, text: str) -> dict[str, int]:
-    said = len(text.split())
-    counts = {"prompt_tokens": prompt, "completion_tokens": said}
-    return counts | {"total_tokens": prompt + said}
-
-
-def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data).encode() + b"\n\n"
-
-
-def _error(
-    status: int, message: str, code: str | None, headers: dict[str, str] | None = None
-) -> web.Response:
-    error = {"message": message, "type": "error", "param": None, "code": code}
-    return web.json_response({"error": error}, status=status, headers=headers)
-
-
-async def _serve() -> None:
-    provider, app = Provider(), web.Application()
-    app.router.add_post("/v1/chat/completions", provider.chat)
-    app.router.add_post("/reset", provider.reset)
-    app.router.add_get("/log", provider.tell)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    print(runner.addresses[0][1], flush=True)
-    await asyncio.Event().wait()
-
-
-@contextlib.contextmanager
-def running_provider(scale: float) -> Iterator[str]:
-    """The address of a provider in a process of its own, whose time is scaled."""
-    command = [sys.executable, "-m", "benchmarks.failover.provider", str(scale)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:  # noqa: S603
-        assert server.stdout is not None
-        try:
-            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
-        finally:
-            server.terminate()
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("scale", type=float)
-    run(_serve(), parser.parse_args().scale)
+    provider = Provider()
+    routes = [
+        web.post("/v1/chat/completions", provider.chat),
+        web.post("/reset", provider.reset),
+        web.get("/log", provider.tell),
+    ]
+    run(serve(routes), float(sys.argv[1]))

@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import platform
 import time
-from importlib import metadata
 from typing import Final
 
 from benchmarks.fleet.systems import SYSTEMS, work
+from benchmarks.peers import versions
 from langchain_retryrouter.testing import FaultyGateway, Status, Step
 from tests.support.redis_server import RedisServer
 
@@ -64,9 +63,7 @@ def main() -> None:
                 with RedisServer() as server:
                     row.append(play(system, fault, server.url if is_shared else None))
             print(f"| {' | '.join(row)} |", flush=True)
-    packages = ("langchain-retryrouter", "langchain-openai", "litellm")
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
-    print(f"\nMeasured with {versions}, Python {platform.python_version()}.")
+    print(f"\nMeasured with {versions()}.")
 
 
 if __name__ == "__main__":

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
-from langchain_openai import ChatOpenAI
-
+from benchmarks import peers
 from langchain_retryrouter import RetryRouter, Route
 
 Ask: TypeAlias = Callable[[], object]
@@ -21,36 +19,20 @@ PAUSE: Final = 0.5
 
 def retry_router(urls: list[str], redis: str | None) -> Ask:
     """Two routes of one tier."""
-    router = RetryRouter(
-        routes=[
-            Route(
-                model=ChatOpenAI(model="gpt-4o", base_url=url, api_key="any"),  # type: ignore[arg-type]
-                name=f"provider-{number}",
-                tier=0,
-            )
-            for number, url in enumerate(urls)
-        ],
-        store=redis,
-    )
+    routes = [
+        Route(model=peers.chat_openai("gpt-4o", url), name=f"provider-{n}", tier=0)
+        for n, url in enumerate(urls)
+    ]
+    router = RetryRouter(routes=routes, store=redis)
     return lambda: router.invoke("Hello?")
 
 
 def litellm_router(urls: list[str], redis: str | None) -> Ask:
     """LiteLLM's `Router` with two deployments."""
-    litellm: Any = importlib.import_module("litellm")
-    litellm.suppress_debug_info = True
-    models = [
-        {
-            "model_name": "gpt-4o",
-            "litellm_params": {
-                "model": "openai/gpt-4o",
-                "api_base": url,
-                "api_key": "any",
-            },
-        }
-        for url in urls
+    deployments = [
+        ("gpt-4o", {"model": "openai/gpt-4o", "api_base": url}) for url in urls
     ]
-    router = litellm.Router(model_list=models, redis_url=redis)
+    router = peers.litellm_router(*deployments, redis_url=redis)
     messages = [{"role": "user", "content": "Hello?"}]
     return lambda: router.completion(model="gpt-4o", messages=messages)
 

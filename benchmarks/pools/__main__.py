@@ -13,25 +13,27 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from langchain_openai import ChatOpenAI
+from langchain_core.runnables import Runnable
 
-from benchmarks.speed.measure import rewrite
+from benchmarks import peers
+from benchmarks.speed.measure import rewrite, table
 from langchain_retryrouter import RetryRouter, Route
-from langchain_retryrouter.testing import Answer, FaultyGateway, Status, Step
+from langchain_retryrouter.testing import (
+    Answer,
+    FaultyGateway,
+    RecordedRequest,
+    Status,
+    Step,
+)
 
 Ask: TypeAlias = Callable[[str, str], Awaitable[None]]
 """Sends one turn: of a conversation, with a text."""
@@ -53,24 +55,8 @@ FAULTS: Final[dict[str, Step]] = {
 # --- the systems ----------------------------------------------------------------------
 
 
-def retry_router(url: str, **fields: Any) -> Ask:
-    """A pool of the three keys."""
-    model = ChatOpenAI(model="gpt-4o", base_url=url, api_key="any")  # type: ignore[arg-type]
-    router = RetryRouter(routes=Route.pool(model, api_keys=list(KEYS)), **fields)
-
-    async def ask(conversation: str, text: str) -> None:
-        await router.ainvoke(text, {"configurable": {"thread_id": conversation}})
-
-    return ask
-
-
-def with_fallbacks(url: str) -> Ask:
-    """LangChain's own, over a model for each key."""
-    first, *others = (
-        ChatOpenAI(model="gpt-4o", base_url=url, api_key=key)  # type: ignore[arg-type]
-        for key in KEYS
-    )
-    model = first.with_fallbacks(others)
+def asked(model: Runnable[Any, Any]) -> Ask:
+    """Asks a LangChain model."""
 
     async def ask(conversation: str, text: str) -> None:
         await model.ainvoke(text, {"configurable": {"thread_id": conversation}})
@@ -78,17 +64,23 @@ def with_fallbacks(url: str) -> Ask:
     return ask
 
 
+def retry_router(url: str, **fields: Any) -> Ask:
+    """A pool of the three keys."""
+    model = peers.chat_openai("gpt-4o", url)
+    return asked(RetryRouter(routes=Route.pool(model, api_keys=list(KEYS)), **fields))
+
+
+def with_fallbacks(url: str) -> Ask:
+    """LangChain's own, over a model for each key."""
+    first, *others = (peers.chat_openai("gpt-4o", url, key) for key in KEYS)
+    return asked(first.with_fallbacks(others))
+
+
 def litellm_router(url: str, **fields: Any) -> Ask:
     """LiteLLM's `Router` with a deployment for each key."""
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # Ask no other host.
-    litellm: Any = importlib.import_module("litellm")
-    litellm.suppress_debug_info = True
     params = {"model": "openai/gpt-4o", "api_base": url}
-    models = [
-        {"model_name": "gpt-4o", "litellm_params": {**params, "api_key": key}}
-        for key in KEYS
-    ]
-    router = litellm.Router(model_list=models, **fields)
+    deployments = [("gpt-4o", {**params, "api_key": key}) for key in KEYS]
+    router = peers.litellm_router(*deployments, **fields)
 
     async def ask(conversation: str, text: str) -> None:
         await router.acompletion(
@@ -118,35 +110,15 @@ SYSTEMS: Final[dict[str, Callable[[str], Ask]]] = {
 # --- the runs -------------------------------------------------------------------------
 
 
-@dataclass
-class Provider:
-    """A provider that answers by the key, and remembers who asked with which."""
-
-    gateway: FaultyGateway
-    faults: dict[str, Step]
-
-    def step(self, request: Any) -> Step:
-        """What it does with a request."""
-        return self.faults.get(key_of(request)) or Answer("Hi.")
-
-    def asked(self) -> list[str]:
-        """The keys of the requests since the last time."""
-        keys = [key_of(request) for request in self.gateway.requests]
-        self.gateway.reset_log()
-        return keys
-
-
-def key_of(request: Any) -> str:
+def key_of(request: RecordedRequest) -> str:
     """The key of a request."""
-    headers = {name.lower(): value for name, value in request.headers.items()}
-    return str(headers.get("authorization", "")).removeprefix("Bearer ")
+    return request.headers.get("authorization", "").removeprefix("Bearer ")
 
 
 async def exhausted(system: str, fault: Step) -> str:
     """A cell: what the calls came to while two keys are exhausted."""
-    async with FaultyGateway() as gateway:
-        provider = Provider(gateway, dict.fromkeys(KEYS[:2], fault))
-        gateway.always(provider.step)
+    async with FaultyGateway(answer=Answer("Hi.")) as gateway:
+        gateway.always(lambda asked: fault if key_of(asked) in KEYS[:2] else Answer())
         ask = SYSTEMS[system](gateway.openai_url)
         answered, longest = 0, 0.0
         for number in range(CALLS):
@@ -157,22 +129,21 @@ async def exhausted(system: str, fault: Step) -> str:
             except Exception as error:  # noqa: BLE001 - of any system
                 print(f"{system}: {type(error).__name__}", file=sys.stderr)
             longest = max(longest, time.monotonic() - began)
-        wasted = sum(key != KEYS[2] for key in provider.asked())
+        wasted = sum(key_of(request) != KEYS[2] for request in gateway.requests)
     return f"{answered}, {wasted}, {longest:.1f} s"
 
 
 async def pinned(system: str) -> tuple[list[str], float]:
     """The route of each conversation, and the share of turns that stayed there."""
     pins, stayed = [], 0
-    async with FaultyGateway() as gateway:
-        provider = Provider(gateway, {})
-        gateway.always(provider.step)
+    async with FaultyGateway(answer=Answer("Hi.")) as gateway:
         ask = SYSTEMS[system](gateway.openai_url)
         turns: dict[int, list[str]] = {n: [] for n in range(CONVERSATIONS)}
         for turn in range(TURNS):
             for number in range(CONVERSATIONS):
                 await ask(f"conversation-{number}", f"turn {turn} of {number}")
-                turns[number] += provider.asked()
+                turns[number] += map(key_of, gateway.requests)
+                gateway.reset_log()
         for keys in turns.values():
             pins.append(keys[0])
             stayed += sum(key == keys[0] for key in keys[1:])
@@ -215,13 +186,7 @@ def main() -> None:
     with ThreadPoolExecutor(len(SYSTEMS)) as threads:
         rows = list(threads.map(lambda one: in_a_process("--row", one), SYSTEMS))
     head = ["", *FAULTS, "turns that stayed", "pinned alike"]
-    table = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    packages = ("langchain-retryrouter", "langchain-openai", "litellm")
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
-    measured = (
-        "".join(f"| {' | '.join(row)} |\n" for row in table)
-        + f"\nMeasured with {versions}, Python {platform.python_version()}.\n"
-    )
+    measured = f"{table(head, rows)}\nMeasured with {peers.versions()}.\n"
     print(measured)
     if given.write:
         rewrite(Path("docs/routing.md"), measured)

@@ -10,22 +10,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import time
 import warnings
-from importlib import metadata
 from pathlib import Path
-from typing import Final
 
+from benchmarks.peers import versions
 from benchmarks.speed.measure import bars_table, figures_table, rewrite
 from benchmarks.speed.sections import SECTIONS
 from benchmarks.speed.stub import running
 
-PACKAGES: Final = (
-    "langchain-retryrouter",
-    *("langchain-core", "langchain-openai", "langchain-community", "litellm"),
-    *("openai", "aiohttp", "urllib3"),
-)
+PEERS = ("langchain-core", "langchain-community", "openai", "aiohttp", "urllib3")
 
 
 def main() -> None:
@@ -44,10 +38,9 @@ def main() -> None:
             sections.append(section)
             print(figures_table(section), flush=True)
     seconds = time.perf_counter() - began
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     made = (
-        f"Measured in {seconds:.0f} s with {versions}, Python"
-        f" {platform.python_version()} on {os.cpu_count()} cores.\n"
+        f"Measured in {seconds:.0f} s with {versions(*PEERS)} on"
+        f" {os.cpu_count()} cores.\n"
     )
     measured = "\n".join(
         [bars_table(sections), made, *(figures_table(one) for one in sections)]

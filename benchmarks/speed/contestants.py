@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import json
 import logging
-import os
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Final
@@ -25,6 +24,7 @@ from langchain_openai import ChatOpenAI
 from langchain_openai import OpenAI as PartnerOpenAI
 from pydantic import SecretStr
 
+from benchmarks import peers
 from benchmarks.speed.stub import MODEL
 from langchain_retryrouter import GPTRouter, GPTRouterModel, OpenAI, RetryRouter
 
@@ -67,7 +67,7 @@ def routed(url: str) -> RetryRouter:
 
 def chat_openai(url: str, **fields: Any) -> ChatOpenAI:
     """langchain-openai's chat model."""
-    return ChatOpenAI(model=MODEL, base_url=f"{url}/v1", api_key=KEY, **fields)
+    return peers.chat_openai(MODEL, f"{url}/v1", **fields)
 
 
 def partner_openai(url: str) -> PartnerOpenAI:
@@ -91,13 +91,11 @@ def community_gpt_router(url: str) -> Any:
 
 
 def litellm_router(url: str) -> Any:
-    """LiteLLM's Router over one deployment; it asks no price list on the network."""
-    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    """LiteLLM's Router over one deployment."""
     for name in ("LiteLLM", "LiteLLM Router"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    litellm: Any = importlib.import_module("litellm")
-    params = {"model": f"openai/{MODEL}", "api_base": f"{url}/v1", "api_key": "any"}
-    return litellm.Router(model_list=[{"model_name": MODEL, "litellm_params": params}])
+    params = {"model": f"openai/{MODEL}", "api_base": f"{url}/v1"}
+    return peers.litellm_router((MODEL, params))
 
 
 def invoker(model: Any) -> Callable[[], object]:

@@ -99,7 +99,7 @@ def bars_table(sections: Sequence[Section]) -> str:
         for section in sections
         for bar in section.bars
     ]
-    return _table(["bar", "seen", "promised", ""], rows)
+    return table(["bar", "seen", "promised", ""], rows)
 
 
 def figures_table(section: Section) -> str:
@@ -113,7 +113,7 @@ def figures_table(section: Section) -> str:
         for name, values in section.rounds.items()
     ]
     head = [section.title, f"median, {section.unit}", "lowest to highest"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def rewrite(page: Path, measured: str) -> None:
@@ -130,7 +130,8 @@ def rewrite(page: Path, measured: str) -> None:
     page.write_text(f"{before}{BEGIN}\n{measured}\n{END}{after}")
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
     marks = ["---"] + ["--:"] * (len(head) - 1)
     return "".join(f"| {' | '.join(row)} |\n" for row in [head, marks, *rows])
 

@@ -171,10 +171,10 @@ class SlowFirstToken(_Fault):
     seconds: float
 
     def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
-        response, pause = exchange.healthy(), self.seconds
+        response = exchange.healthy()
         sent = exchange.send(response)
-        begin, rest = sent.actions[:1], sent.actions[1:]
-        late = (*begin, pause, *rest) if response.is_stream else (pause, *begin)
+        at = int(response.is_stream)  # Behind the headers of a stream.
+        late = (*sent.actions[:at], self.seconds, *sent.actions[at:])
         return sent._replace(actions=late)
 
 

@@ -4,6 +4,7 @@ import json
 from base64 import b64encode
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import openai
@@ -26,6 +27,32 @@ from tests.support.rule_responder import RuleResponder
 
 from .capabilities import GPTRouterSuite
 from .faults import BEFORE_THE_FIRST_TOKEN
+
+
+def only_answered(gateway: FaultyGateway, downloads: list[bytes]) -> None:
+    """Nothing failed at a gateway, and it was sent all pictures and sounds."""
+    assert {request.step for request in gateway.requests} <= {Answer()}
+    sent = b"".join(request.body for request in gateway.requests)
+    assert all(b64encode(fetched) in sent for fetched in downloads)
+
+
+@contextmanager
+def failing_first(
+    gateway: FaultyGateway, fault: Step, clock: FakeClock
+) -> Iterator[None]:
+    """Each question fails once, is waited for, and is then answered."""
+    asked: Counter[str] = Counter()
+
+    def fail_first(request: RecordedRequest) -> Step:
+        question = json.dumps(request.parameters["messages"])
+        asked[question] += 1
+        return fault if asked[question] % 2 else Answer()
+
+    gateway.always(fail_first)
+    yield
+    steps = Counter(request.step for request in gateway.requests)
+    assert steps[fault] == steps[Answer()] == len(clock.sleeps)
+    assert set(steps) <= {fault, Answer()}
 
 
 class _OverLoopback(GPTRouterSuite):
@@ -61,10 +88,7 @@ class _Healthy(_OverLoopback):
     @pytest.fixture(autouse=True)
     def _healthy(self, _opened: None, downloads: list[bytes]) -> Iterator[None]:
         yield
-        requests = self.gateway.requests
-        assert {request.step for request in requests} <= {Answer()}
-        sent = b"".join(request.body for request in requests)
-        assert all(b64encode(fetched) in sent for fetched in downloads)
+        only_answered(self.gateway, downloads)
 
 
 class TestPublic(_Healthy):
@@ -104,19 +128,8 @@ class TestThroughFaults(_OverLoopback):
 
     @pytest.fixture(autouse=True, params=BEFORE_THE_FIRST_TOKEN, ids=str)
     def _failing(self, request: pytest.FixtureRequest, _opened: None) -> Iterator[None]:
-        asked: Counter[str] = Counter()
-
-        def fail_first(request: RecordedRequest) -> Step:
-            question = json.dumps(request.parameters["messages"])
-            asked[question] += 1
-            return fault if asked[question] % 2 else Answer()
-
-        fault: Step = request.param
-        self.gateway.always(fail_first)
-        yield
-        steps = Counter(request.step for request in self.gateway.requests)
-        assert steps[fault] == steps[Answer()] == len(self.clock.sleeps)
-        assert set(steps) <= {fault, Answer()}
+        with failing_first(self.gateway, request.param, self.clock):
+            yield
 
 
 # --- a router ---
@@ -222,11 +235,8 @@ class TestHealthy(_TwoProviders):
     @pytest.fixture(autouse=True)
     def _healthy(self, _opened: None, downloads: list[bytes]) -> Iterator[None]:
         yield
-        requests = self.gateway.requests
-        assert {request.step for request in requests} <= {Answer()}
+        only_answered(self.gateway, downloads)
         assert not self.provider.requests
-        sent = b"".join(request.body for request in requests)
-        assert all(b64encode(fetched) in sent for fetched in downloads)
 
 
 class TestWithoutTheFirst(_TwoProviders):
@@ -236,13 +246,10 @@ class TestWithoutTheFirst(_TwoProviders):
     def _down(self, _opened: None, downloads: list[bytes]) -> Iterator[None]:
         self.gateway.always(Status(503))
         yield
-        served = self.provider.requests
-        assert {request.step for request in served} <= {Answer()}
+        only_answered(self.provider, downloads)
         # Three requests an answer until the breaker opens; a batch asks in parallel.
-        asked = len(self.gateway.requests)
-        assert 3 * bool(served) <= asked <= 3 * min(len(served), 3)
-        sent = b"".join(request.body for request in served)
-        assert all(b64encode(fetched) in sent for fetched in downloads)
+        asked, served = len(self.gateway.requests), len(self.provider.requests)
+        assert 3 * bool(served) <= asked <= 3 * min(served, 3)
 
 
 class TestBuffered(_TwoProviders):
@@ -259,17 +266,6 @@ class TestBuffered(_TwoProviders):
 
     @pytest.fixture(autouse=True)
     def _breaking(self, _opened: None) -> Iterator[None]:
-        asked: Counter[str] = Counter()
-
-        def fail_first(request: RecordedRequest) -> Step:
-            question = json.dumps(request.parameters["messages"])
-            asked[question] += 1
-            return fault if asked[question] % 2 else Answer()
-
-        fault = Cut(after=1)
-        self.provider.always(fail_first)
-        yield
-        steps = Counter(request.step for request in self.provider.requests)
-        assert steps[fault] == steps[Answer()] == len(self.clock.sleeps)
-        assert set(steps) <= {fault, Answer()}
+        with failing_first(self.provider, Cut(after=1), self.clock):
+            yield
         assert not self.gateway.requests

@@ -10,7 +10,7 @@ from openai import DefaultAsyncHttpxClient, DefaultHttpxClient
 from pydantic import SecretStr
 
 from benchmarks.failover.provider import TEXT
-from benchmarks.failover.systems import Way, asked
+from benchmarks.peers import asked
 from langchain_retryrouter import RetryPolicy, RetryRouter
 from langchain_retryrouter.testing import (
     Answer,
@@ -79,9 +79,9 @@ class Providers:
         return len(self.primary.requests), len(self.backup.requests)
 
 
-async def _ask(router: RetryRouter, way: Way) -> str:
+async def _ask(router: RetryRouter, way: str) -> str:
     ask = asked(router, is_sync=not way.startswith("a"))
-    return (await ask(way.endswith("stream"))).text
+    return (await ask("Say it.", way.endswith("stream"))).text
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ async def providers() -> AsyncIterator[Providers]:
     ids=["clean-end", "error-event", "reset"],
 )
 async def test_a_stream_that_breaks_in_any_way_is_continued(
-    way: Way, providers: Providers, step: Step
+    way: str, providers: Providers, step: Step
 ) -> None:
     """Whatever ends it too early, the rest is asked for elsewhere and joins on."""
     providers.primary.always(step)
@@ -113,7 +113,7 @@ async def test_a_stream_that_breaks_in_any_way_is_continued(
 @streams_only
 @pytest.mark.parametrize("after", [0, 20])
 async def test_an_error_inside_a_stream_is_a_failure(
-    way: Way, providers: Providers, fake_clock: FakeClock, after: int
+    way: str, providers: Providers, fake_clock: FakeClock, after: int
 ) -> None:
     """A 200 that turns into an error, at once or later, ends in the whole answer."""
     providers.primary.always(ErrorEvent("upstream is gone", after=after))
@@ -124,7 +124,7 @@ async def test_an_error_inside_a_stream_is_a_failure(
 @streams_only
 @pytest.mark.parametrize("last", [b"", b"0\r\n\r\n"], ids=["cut-off", "cleanly-ended"])
 async def test_half_a_character_is_never_handed_over(
-    way: Way, providers: Providers, fake_clock: FakeClock, last: bytes
+    way: str, providers: Providers, fake_clock: FakeClock, last: bytes
 ) -> None:
     """A stream that dies inside a character leaves no trace in the whole answer."""
     said = '{"choices":[{"index":0,"delta":{"content":"Gr\u00fc'.encode()
@@ -140,7 +140,7 @@ async def test_half_a_character_is_never_handed_over(
 
 @streams_only
 async def test_a_stream_that_drips_too_slowly_is_left(
-    way: Way, providers: Providers
+    way: str, providers: Providers
 ) -> None:
     """Bytes that never become a token do not keep a caller waiting."""
     providers.primary.always(Drip(seconds=0.05))

@@ -42,58 +42,37 @@ def chat_openai(gateway: FaultyGateway, name: str, **fields: Any) -> ChatOpenAI:
 
 
 def router_of(
-    gateway: FaultyGateway, clock: FakeClock, new: Callable[..., Any], **fields: Any
+    gateway: FaultyGateway,
+    clock: FakeClock | None,
+    new: Callable[..., Any],
+    **fields: Any,
 ) -> RetryRouter:
     """A router over two routes, `first` and `second`."""
-    return RetryRouter(
-        routes=[
-            Route(model=new(gateway, "gpt-4"), name="first"),
-            Route(model=new(gateway, "gpt-4o"), name="second"),
-        ],
-        clock=clock,
-        **fields,
-    )
+    routes = [
+        Route(model=new(gateway, "gpt-4"), name="first"),
+        Route(model=new(gateway, "gpt-4o"), name="second"),
+    ]
+    return RetryRouter(**{"routes": routes, "clock": clock, **fields})
 
 
 def llm(
-    cls: type[Any], gateway: FaultyGateway, clock: FakeClock, **fields: Any
-) -> OpenAI | OpenAIChat:
-    model: OpenAI | OpenAIChat = cls(
-        base_url=gateway.openai_url,
-        api_key=KEY,
-        clock=clock,
-        max_retries=4,
-        stream_usage=True,
-        **fields,
-    )
-    return model
+    cls: type[Any], gateway: FaultyGateway, clock: FakeClock | None, **fields: Any
+) -> Any:
+    """An LLM; its default address is OpenAI's side of the gateway."""
+    settings = {"base_url": gateway.openai_url, "max_retries": 4, "stream_usage": True}
+    return cls(**{**settings, "api_key": KEY, "clock": clock, **fields})
 
 
-def azure(gateway: FaultyGateway, clock: FakeClock) -> AzureOpenAI:
-    return AzureOpenAI(
-        azure_endpoint=gateway.url,
-        azure_deployment="gpt-4",
-        api_version="2024-10-21",
-        api_key=KEY,
-        clock=clock,
-        max_retries=4,
-        stream_usage=True,
-    )
-
-
+_AZURE: Final = {"azure_deployment": "gpt-4", "api_version": "2024-10-21"}
 MODELS: Final[dict[str, Callable[[FaultyGateway, FakeClock], Any]]] = {
-    "GPTRouter": lambda gateway, clock: gpt_router(gateway, clock=clock),
-    "router of GPTRouters": lambda gateway, clock: router_of(
-        gateway, clock, gpt_router
+    "GPTRouter": lambda it, clock: gpt_router(it, clock=clock),
+    "router of GPTRouters": lambda it, clock: router_of(it, clock, gpt_router),
+    "router of ChatOpenAIs": lambda it, clock: router_of(it, clock, chat_openai),
+    "OpenAI": lambda it, clock: llm(OpenAI, it, clock, model="gpt-4-instruct"),
+    "OpenAIChat": lambda it, clock: llm(OpenAIChat, it, clock, model="gpt-4"),
+    "AzureOpenAI": lambda it, clock: llm(
+        AzureOpenAI, it, clock, base_url=None, azure_endpoint=it.url, **_AZURE
     ),
-    "router of ChatOpenAIs": lambda gateway, clock: router_of(
-        gateway, clock, chat_openai
-    ),
-    "OpenAI": lambda gateway, clock: llm(
-        OpenAI, gateway, clock, model="gpt-4-instruct"
-    ),
-    "OpenAIChat": lambda gateway, clock: llm(OpenAIChat, gateway, clock, model="gpt-4"),
-    "AzureOpenAI": azure,
 }
 """All kinds of models that make completions."""
 
@@ -132,21 +111,17 @@ class Recorded:
     @property
     def calls(self) -> list[ReadableSpan]:
         """The spans of this package's calls."""
-        return [
-            one
-            for one in self.finished
-            if one.attributes and "retryrouter.attempts" in one.attributes
-        ]
+        name = "retryrouter.attempts"
+        return [one for one in self.finished if name in (one.attributes or {})]
 
     @property
     def call(self) -> ReadableSpan:
         (call,) = self.calls
         return call
 
-    def values(self, key: str, span: ReadableSpan | None = None) -> list[Any]:
-        """An attribute of all attempts, or of one span."""
-        spans = self.attempts if span is None else [span]
-        return [(one.attributes or {}).get(key) for one in spans]
+    def values(self, key: str, *spans: ReadableSpan) -> list[Any]:
+        """An attribute of all attempts, or of these spans."""
+        return [(one.attributes or {}).get(key) for one in spans or self.attempts]
 
     def points(self, name: str) -> list[Any]:
         data = self.reader.get_metrics_data()

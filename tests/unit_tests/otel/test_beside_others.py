@@ -10,17 +10,13 @@ from langchain_core.runnables import RunnableLambda
 from langchain_core.tracers.langchain import LangChainTracer
 from langsmith import Client
 from openinference.instrumentation.langchain import LangChainInstrumentor
-from opentelemetry.sdk.trace import ReadableSpan
 
 from langchain_retryrouter.testing import (
     Answer,
-    FakeClock,
-    FaultyGateway,
     Status,
     Usage,
 )
 from tests.support.models import KEY
-from tests.unit_tests.conftest import Twin
 
 from .conftest import MODELS, PROMPT, Env, Recorded
 
@@ -30,10 +26,6 @@ every_model = pytest.mark.parametrize("kind", MODELS)
 ways = pytest.mark.parametrize("way", ["invoke", "stream", "batch"])
 
 
-def run(twin: Twin, model: Any, way: str, config: Any = None) -> None:
-    getattr(twin, way)(model, [PROMPT] if way == "batch" else PROMPT, config)
-
-
 @pytest.fixture
 def openinference(recorded: Recorded) -> Iterator[None]:
     """Instrument LangChain as OpenInference does."""
@@ -41,14 +33,6 @@ def openinference(recorded: Recorded) -> Iterator[None]:
     instrumentor.instrument(tracer_provider=recorded.tracers, skip_dep_check=True)
     yield
     instrumentor.uninstrument()
-
-
-def of_kind(recorded: Recorded, kind: str) -> list[ReadableSpan]:
-    """OpenInference's spans of a kind."""
-    name = "openinference.span.kind"
-    return [
-        one for one in recorded.finished if (one.attributes or {}).get(name) == kind
-    ]
 
 
 @pytest.mark.usefixtures("openinference")
@@ -62,16 +46,15 @@ def test_calls_are_below_openinferences_span_of_the_model(
     model = env.model(kind)
     env.run(RunnableLambda(lambda prompt: prompt) | model, way)
 
-    [outer] = of_kind(env, "LLM")
-    call = env.call
-    assert call.parent is not None
-    assert call.parent.span_id == outer.context.span_id
+    kinds = env.values("openinference.span.kind", *env.finished)
+    outer = env.finished[kinds.index("LLM")]
+    assert kinds.count("LLM") == 1
+    assert env.call.parent is not None
+    assert env.call.parent.span_id == outer.context.span_id
     assert len(env.attempts) == len(env.gateway.requests) == 2
     assert len({span.context.trace_id for span in env.finished}) == 1
-    tokens = env.values("gen_ai.usage.input_tokens")
-    assert tokens == [None, 11]
-    theirs = "llm.token_count.prompt"
-    counted = [(span.attributes or {}).get(theirs) for span in env.finished]
+    assert env.values("gen_ai.usage.input_tokens") == [None, 11]
+    counted = env.values("llm.token_count.prompt", *env.finished)
     assert [count for count in counted if count is not None] in ([11], [])
 
 
@@ -88,8 +71,7 @@ class Runs(BaseCallbackHandler):
     def on_chat_model_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
         self.models.append(run_id)
 
-    def on_llm_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
-        self.models.append(run_id)
+    on_llm_start = on_chat_model_start
 
     def on_chain_start(
         self,
@@ -123,8 +105,7 @@ class AsyncRuns(AsyncCallbackHandler):
     async def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
         self.runs.on_chat_model_start(*args, **kwargs)
 
-    async def on_llm_start(self, *args: Any, **kwargs: Any) -> None:
-        self.runs.on_llm_start(*args, **kwargs)
+    on_llm_start = on_chat_model_start
 
     async def on_chain_start(self, *args: Any, **kwargs: Any) -> None:
         self.runs.on_chain_start(*args, **kwargs)
@@ -138,14 +119,19 @@ class AsyncRuns(AsyncCallbackHandler):
 
 @every_model
 @ways
+@pytest.mark.parametrize("is_the_models", [False, True])
 def test_attempts_are_runs_if_the_model_says_so(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, kind: str, way: str
+    env: Env, kind: str, way: str, is_the_models: bool
 ) -> None:
-    """With `trace_attempts=True` each attempt is a run of a chain below the model's."""
-    gateway.script(Status(503, body={"error": {"message": PROMPT}}))
-    model = MODELS[kind](gateway, clock).model_copy(update={"trace_attempts": True})
-    handler = AsyncRuns() if twin.is_async else Runs()
-    run(twin, model, way, {"callbacks": [handler]})
+    """With `trace_attempts=True` each attempt is a run of a chain below the model's.
+
+    A handler that the model was made with gets each once, too.
+    """
+    env.gateway.script(Status(503, body={"error": {"message": PROMPT}}))
+    handler = AsyncRuns() if env.twin.is_async else Runs()
+    update = {"trace_attempts": True, "callbacks": [handler] * is_the_models}
+    model = env.model(kind).model_copy(update=update)
+    env.run(model, way, {"callbacks": [handler]})
     runs = handler.runs if isinstance(handler, AsyncRuns) else handler
     first, second = runs.parents
     assert first.startswith("attempt 1: ")
@@ -160,28 +146,12 @@ def test_attempts_are_runs_if_the_model_says_so(
     assert PROMPT not in runs.text
 
 
-@every_model
 @ways
-def test_a_models_own_handlers_see_attempts_too(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, kind: str, way: str
-) -> None:
-    """Handlers that the model was made with get the same runs, each once."""
-    gateway.script(Status(503))
-    runs = Runs()
-    update = {"trace_attempts": True, "callbacks": [runs]}
-    model = MODELS[kind](gateway, clock).model_copy(update=update)
-    run(twin, model, way, {"callbacks": [runs]})
-    assert len(runs.told) == 4
-
-
-@ways
-def test_attempts_are_no_runs_otherwise(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, way: str
-) -> None:
+def test_attempts_are_no_runs_otherwise(env: Env, way: str) -> None:
     """By default handlers see one run, as ever."""
-    gateway.script(Status(503))
+    env.gateway.script(Status(503))
     runs = Runs()
-    run(twin, MODELS["GPTRouter"](gateway, clock), way, {"callbacks": [runs]})
+    env.run("GPTRouter", way, {"callbacks": [runs]})
     assert runs.told == []
     assert len(runs.models) == 1
 
@@ -217,8 +187,6 @@ def test_langsmith_shows_attempts_where_it_loses_events(
     ]
     names = [span.name for span in theirs if span.name.startswith("attempt ")]
     assert [name.split(":")[0] for name in sorted(names)] == ["attempt 1", "attempt 2"]
-    tokens = [
-        (span.attributes or {}).get("gen_ai.usage.input_tokens") for span in theirs
-    ]
+    tokens = env.values("gen_ai.usage.input_tokens", *theirs)
     assert [count for count in tokens if count] in ([11], [])
     assert KEY not in env.everything

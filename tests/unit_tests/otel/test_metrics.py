@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import prometheus_client
 import pytest
@@ -19,7 +20,6 @@ from langchain_retryrouter import (
     RateLimitError,
     RetryBudget,
     RetryPolicy,
-    RetryRouter,
     Route,
 )
 from langchain_retryrouter.otel import METRICS, instrument
@@ -75,15 +75,15 @@ def test_gauges_read_breakers_budgets_and_limits(env: Env) -> None:
     account = f"account {env.twin}"
     limit = RateLimit(requests_per_minute=600, name=account, clock=env.clock)
     first = gpt_router(env.gateway, "gpt-4")
-    router = RetryRouter(
+    router = env.router(
+        gpt_router,
         routes=[
             Route(model=first, name="gauged", breaker=breaker),
-            Route(model=gpt_router(env.gateway, "gpt-4o"), name="second"),
+            gpt_router(env.gateway, "gpt-4o"),
         ],
         retry_policy=RetryPolicy(max_retries=0),
         budget=budget,
         rate_limit=limit,
-        clock=env.clock,
     )
     env.twin.invoke(router, PROMPT)
     state = env.total("retryrouter.breaker.state", retryrouter__route="gauged")
@@ -115,8 +115,7 @@ def test_a_wait_for_langchains_limiter_is_recorded(env: Env) -> None:
     limiter = InMemoryRateLimiter(
         requests_per_second=50, check_every_n_seconds=0.005, max_bucket_size=1
     )
-    model = llm(OpenAI, env.gateway, FakeClock(), model="m", rate_limiter=limiter)
-    model.clock = None
+    model = llm(OpenAI, env.gateway, None, model="m", rate_limiter=limiter)
     env.twin.invoke(model, PROMPT)
     [waited] = env.values("retryrouter.limiter_wait")
     assert waited > 0.005
@@ -142,34 +141,25 @@ def scraped(gateway: FaultyGateway, clock: FakeClock) -> dict[str, set[str]]:
     instrumentation = instrument(meter_provider=meters)
     try:
         gateway.always(Status(503), model="gpt-4")
-        breaker = CircuitBreaker(failure_threshold=1, clock=clock)
-        limit = RateLimit(requests_per_minute=60, clock=clock, name="account")
-        router = RetryRouter(
+        prices: Any = {"input_price": 1.0, "output_price": 1.0}
+        router = router_of(
+            gateway,
+            clock,
+            gpt_router,
             routes=[
-                Route(
-                    model=gpt_router(gateway, "gpt-4"), name="first", breaker=breaker
-                ),
-                Route(
-                    model=gpt_router(gateway, "gpt-4o"),
-                    name="second",
-                    input_price=1.0,
-                    output_price=1.0,
-                ),
+                gpt_router(gateway, "gpt-4"),
+                Route(model=gpt_router(gateway, "gpt-4o"), **prices),
             ],
+            breaker_settings={"failure_threshold": 1},
             retry_policy=RetryPolicy(max_retries=1),
             budget=RetryBudget(),
-            rate_limit=limit,
-            clock=clock,
+            rate_limit=RateLimit(requests_per_minute=60, clock=clock, name="account"),
         )
         for _ in range(3):
             router.invoke(PROMPT)
+        tight = RateLimit(tokens_per_minute=1, clock=clock)
         with pytest.raises(RateLimitError, match="nothing was sent"):
-            router_of(
-                gateway,
-                clock,
-                gpt_router,
-                rate_limit=RateLimit(tokens_per_minute=1, clock=clock),
-            ).invoke(PROMPT * 10)
+            router_of(gateway, clock, gpt_router, rate_limit=tight).invoke(PROMPT * 10)
         gateway.script(Status(503), model="alone")
         gpt_router(gateway, "alone", clock=clock).invoke(PROMPT)
         with FaultyGateway(gptrouter="hosted") as hosted:
@@ -238,18 +228,11 @@ def test_money_is_counted_by_attempt(env: Env) -> None:
     """Attempts, and the counter, cost what the attempt log says: rejected ones too."""
     env.gateway.script(Answer("No", usage=Usage(1_000, 500)))
     env.gateway.always(Answer("Yes", usage=Usage(2_000, 100)))
-    router = RetryRouter(
-        routes=[
-            Route(
-                model=gpt_router(env.gateway, name),
-                name=name,
-                input_price=1.0,
-                output_price=2.0,
-            )
-            for name in ("gpt-4", "gpt-4o")
-        ],
+    models = [gpt_router(env.gateway, name) for name in ("gpt-4", "gpt-4o")]
+    router = env.router(
+        gpt_router,
+        routes=[Route(model=one, input_price=1.0, output_price=2.0) for one in models],
         accept=lambda message: "Yes" in message.content,
-        clock=env.clock,
     )
     answer = env.twin.invoke(router, PROMPT)
     log = answer.response_metadata["retryrouter"]["attempts"]

@@ -8,17 +8,15 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessageChunk
+from langchain_core.embeddings import Embeddings
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import StatusCode
-from pydantic import PrivateAttr
+from pydantic import PrivateAttr, SecretStr
 
 from langchain_retryrouter import (
-    CircuitBreaker,
     ContextLengthError,
     EmbeddingsRoute,
     EmbeddingsRouter,
@@ -50,6 +48,7 @@ from .conftest import (
     embeddings,
     gpt_router,
     llm,
+    router_of,
 )
 
 every_model = pytest.mark.parametrize("kind", MODELS)
@@ -255,22 +254,45 @@ def test_a_continued_stream_is_one_call(env: Env) -> None:
     assert events["retryrouter.continued"]["retryrouter.route"] == "second"
 
 
+class Seen(ChatOpenAI):
+    """Notes the span that is current where it sends its request."""
+
+    spans: Any
+
+    def _note(self) -> None:
+        span = trace.get_current_span().get_span_context().span_id
+        self.spans[self.model_name] = span
+
+    def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
+        self._note()
+        yield from super()._stream(*args, **kwargs)
+
+    async def _astream(
+        self, *args: Any, **kwargs: Any
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        self._note()
+        async for chunk in super()._astream(*args, **kwargs):
+            yield chunk
+
+
 def test_hedged_streams_have_a_span_each(env: Env) -> None:
-    """The second stream's span begins while the first one's is open; events say so."""
+    """The second stream's span begins while the first one's is open; events say so.
+
+    Each is current where its request is sent.
+    """
     env.gateway.script(Silence(), model="gpt-4")
-    router = RetryRouter(
-        routes=[
-            Route(model=chat_openai(env.gateway, "gpt-4"), name="first"),
-            Route(model=chat_openai(env.gateway, "gpt-4o"), name="second"),
-        ],
-        hedge_after=0.1,
-    )
-    env.twin.stream(router, PROMPT)
-    assert [one.model for one in env.gateway.requests] == ["gpt-4", "gpt-4o"]
-    assert env.values("retryrouter.route") == ["first", "second"]
+    spans: dict[str, int] = {}
+
+    def seen(gateway: FaultyGateway, name: str) -> Seen:
+        fields = chat_openai(gateway, name).model_dump(exclude_unset=True)
+        return Seen(**fields, spans=spans)
+
+    env.twin.stream(router_of(env.gateway, None, seen, hedge_after=0.1), PROMPT)
+    assert env.values("gen_ai.request.model") == ["gpt-4", "gpt-4o"]
     assert env.values("retryrouter.outcome") == ["cancelled", "ok"]
     first, second = env.attempts
     assert (second.start_time or 0) < (first.end_time or 0)
+    assert spans == {"gpt-4": first.context.span_id, "gpt-4o": second.context.span_id}
     names = [event.name for event in env.call.events]
     assert names == ["retryrouter.hedge_began", "retryrouter.hedge_settled"]
     assert env.values("retryrouter.route", env.call) == ["second"]
@@ -279,36 +301,21 @@ def test_hedged_streams_have_a_span_each(env: Env) -> None:
 def test_breakers_and_skipped_routes_are_events(env: Env) -> None:
     """The call that opens a breaker says so, and the next one that it was skipped."""
     env.gateway.always(Status(503), model="gpt-4")
-    breaker = CircuitBreaker(failure_threshold=1, clock=env.clock)
-    router = RetryRouter(
-        routes=[
-            Route(
-                model=gpt_router(env.gateway, "gpt-4"), name="first", breaker=breaker
-            ),
-            Route(model=gpt_router(env.gateway, "gpt-4o"), name="second"),
-        ],
+    router = env.router(
+        gpt_router,
+        breaker_settings={"failure_threshold": 1},
         retry_policy=RetryPolicy(max_retries=0),
-        clock=env.clock,
     )
     env.twin.invoke(router, PROMPT)
     env.twin.invoke(router, PROMPT)
     found = [
-        [(event.name, dict(event.attributes or {})) for event in call.events]
+        {event.name: dict(event.attributes or {}) for event in call.events}
         for call in env.calls
     ]
+    route = {"retryrouter.route": "first"}
     assert found == [
-        [
-            (
-                "retryrouter.breaker_changed",
-                {"retryrouter.route": "first", "retryrouter.now": "open"},
-            )
-        ],
-        [
-            (
-                "retryrouter.route_skipped",
-                {"retryrouter.route": "first", "retryrouter.reason": "circuit_open"},
-            )
-        ],
+        {"retryrouter.breaker_changed": {**route, "retryrouter.now": "open"}},
+        {"retryrouter.route_skipped": {**route, "retryrouter.reason": "circuit_open"}},
     ]
 
 
@@ -378,17 +385,14 @@ def test_a_judge_inside_accept_is_a_call_of_its_own(env: Env) -> None:
     assert outer.name == "chat gpt-4"
 
 
-def test_threads_and_batches_keep_their_parents(env: Env) -> None:
+@every_model
+def test_threads_and_batches_keep_their_parents(env: Env, kind: str) -> None:
     """Each call of a batch is a child of the span that was current."""
     with env.tracers.get_tracer("users").start_as_current_span("user") as user:
-        env.twin.batch(
-            llm(OpenAI, env.gateway, env.clock, model="gpt-4-instruct"), ["a", "b"]
-        )
-        env.twin.batch(env.router(gpt_router), ["a", "b"])
+        env.twin.batch(env.model(kind), ["a", "b"])
     assert len(env.attempts) == len(env.gateway.requests)
-    for call in env.calls:
-        assert call.parent is not None
-        assert call.parent.span_id == user.get_span_context().span_id
+    parents = {call.parent.span_id for call in env.calls if call.parent}
+    assert parents == {user.get_span_context().span_id}
 
 
 @every_model
@@ -435,16 +439,11 @@ def test_a_request_that_is_sent_again_in_another_form_has_its_own_span(
 ) -> None:
     """A prefill that the provider refuses costs a request more, and no attempt."""
     env.gateway.script(Cut(after=2), Status(400))
-    router = RetryRouter(
-        routes=[
-            Route(
-                model=chat_openai(env.gateway, name), name=name, supports_prefill=True
-            )
-            for name in ("first", "second")
-        ],
-        stream_recovery="continue",
-        clock=env.clock,
-    )
+    routes = [
+        Route(model=chat_openai(env.gateway, name), supports_prefill=True)
+        for name in ("first", "second")
+    ]
+    router = RetryRouter(routes=routes, stream_recovery="continue", clock=env.clock)
     env.twin.stream(router, PROMPT)
     assert len(env.attempts) == len(env.gateway.requests) == 3
     assert env.values("retryrouter.attempt") == [1, 2, 2]
@@ -485,23 +484,20 @@ def test_a_router_of_embeddings_has_spans(env: Env, kind: str) -> None:
     """Its requests have a span each, whatever makes the embeddings."""
     with FaultyGateway(gptrouter="hosted") as gateway:
         gateway.script(Status(503))
-        model = embeddings(gateway, env.clock)
-        fields: dict[str, Any] = {
-            "model": "text-embedding-3-small",
-            "base_url": gateway.openai_url,
-            "api_key": KEY,
-            "check_embedding_ctx_length": False,
-            "default_headers": {"connection": "close"},
-        }
-        routes = [
-            EmbeddingsRoute(
-                model=OpenAIEmbeddings(**fields) if kind[0] == "O" else model, name=name
+        model: Embeddings = embeddings(gateway, env.clock)
+        if kind == "OpenAIEmbeddings":
+            model = OpenAIEmbeddings(
+                model="text-embedding-3-small",
+                base_url=gateway.openai_url,
+                api_key=SecretStr(KEY),
+                check_embedding_ctx_length=False,
+                default_headers={"connection": "close"},
             )
-            for name in ("first", "second")
+        routes = [
+            EmbeddingsRoute(model=model, name=name) for name in ("first", "second")
         ]
-        router = EmbeddingsRouter(
-            routes=routes, clock=env.clock, retry_policy=RetryPolicy(max_retries=0)
-        )
+        policy = RetryPolicy(max_retries=0)
+        router = EmbeddingsRouter(routes=routes, clock=env.clock, retry_policy=policy)
         env.twin.call(router, "embed_documents", ["a", "b"])
         assert len(env.attempts) == len(gateway.requests) == 2
     assert env.values("retryrouter.route") == ["first", "second"]
@@ -522,60 +518,3 @@ def test_without_the_extra_a_clear_error_says_what_to_install() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert "install langchain-retryrouter[otel]" in ran.stderr
-
-
-class Seen(BaseChatModel):
-    """Notes the span that is current where it would send; the first one waits."""
-
-    name_: str
-    seen: Any
-    is_second_asked: Any
-
-    @property
-    def _llm_type(self) -> str:
-        return "seen"
-
-    def _generate(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError
-
-    def _note(self) -> ChatGenerationChunk:
-        span = trace.get_current_span().get_span_context().span_id
-        self.seen[self.name_] = span
-        message = AIMessageChunk(
-            content=self.name_, response_metadata={"finish_reason": "stop"}
-        )
-        return ChatGenerationChunk(message=message)
-
-    def _stream(self, *_: Any, **__: Any) -> Iterator[ChatGenerationChunk]:
-        chunk = self._note()
-        if self.name_ == "first":
-            self.is_second_asked.wait(10)
-        yield chunk
-
-    async def _astream(self, *_: Any, **__: Any) -> AsyncIterator[ChatGenerationChunk]:
-        chunk = self._note()
-        if self.name_ == "first":
-            await asyncio.Event().wait()
-        yield chunk
-
-
-def test_each_of_two_hedged_streams_has_its_span_where_it_is_sent(env: Env) -> None:
-    """Spans that are made inside the second model are not below the first attempt."""
-    seen: dict[str, int] = {}
-    event = threading.Event()
-    router = RetryRouter(
-        routes=[
-            Route(model=Seen(name_=name, seen=seen, is_second_asked=event), name=name)
-            for name in ("first", "second")
-        ],
-        hedge_after=0.01,
-    )
-    env.twin.stream(router, PROMPT)
-    event.set()
-    spans = env.attempts
-    assert env.values("retryrouter.route") == ["first", "second"]
-    assert env.values("retryrouter.outcome") == ["cancelled", "ok"]
-    assert seen == {
-        "first": spans[0].context.span_id,
-        "second": spans[1].context.span_id,
-    }
