@@ -27,12 +27,8 @@ from .attempts import WAYS, Way, error_of
 
 
 def new_router(*models: Any, **fields: Any) -> RetryRouter:
-    settings: dict[str, Any] = {
-        "breaker_settings": None,
-        "clock": FakeClock(),
-        **fields,
-    }
-    return RetryRouter(routes=list(models), **settings)
+    given: dict[str, Any] = {"breaker_settings": None, "clock": FakeClock(), **fields}
+    return RetryRouter(routes=list(models), **given)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)

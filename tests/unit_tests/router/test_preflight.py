@@ -37,6 +37,7 @@ TOOL = {
 }
 PDF = "application/pdf"
 PNG = {"mime_type": "image/png"}
+IMAGE = [HumanMessage([{"type": "image", "url": "https://x/y.png"}])]
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}
 
 
@@ -52,13 +53,14 @@ def words(count: int) -> list[BaseMessage]:
     return [HumanMessage("word " * count)]
 
 
-def text_of(way: Way, router: RetryRouter, messages: list[BaseMessage]) -> str:
-    return "".join(chunk.text for chunk in ask(way, router, messages))
+def log_of(routes: list[Route], messages: Any, **options: Any) -> dict[str, Any]:
+    """The attempt log of a call, which JSON can say."""
+    answer = RetryRouter(routes=routes).invoke(messages, **options)
+    return dict(json.loads(json.dumps(answer.response_metadata["retryrouter"])))
 
 
-def log_of(router: Any, messages: Any, **options: Any) -> dict[str, Any]:
-    answer = router.invoke(messages, **options)
-    return dict(answer.response_metadata["retryrouter"])
+def reasons_in(log: dict[str, Any]) -> list[str | None]:
+    return [line.get("reason") for line in log["attempts"]]
 
 
 # --- the prompt ---------------------------------------------------------------------
@@ -66,19 +68,13 @@ def log_of(router: Any, messages: Any, **options: Any) -> dict[str, Any]:
 
 @every_way
 def test_a_prompt_that_is_too_long_goes_to_a_larger_model(way: Way) -> None:
-    """Nothing is sent to a model that would refuse it."""
+    """Nothing is sent to a model that would refuse it; the log has the numbers."""
     small = fake("small", max_input_tokens=1_000)
-    large = fake("large", max_input_tokens=100_000)
-    router = RetryRouter(routes=[small, large])
-    assert text_of(way, router, words(2_000)) == "large"
-    assert text_of(way, router, words(500)) == "small"
-
-
-def test_the_attempt_log_says_why() -> None:
-    """The numbers are there, so that a wrong profile can be found."""
-    small, large = fake("small", max_input_tokens=1_000), fake("large")
-    log = log_of(RetryRouter(routes=[small, large]), words(2_000))
-    assert log["route"] == "large"
+    router = RetryRouter(routes=[small, fake("large", max_input_tokens=100_000)])
+    for count, route in ((500, "small"), (2_000, "large")):
+        *_, last = ask(way, router, words(count))
+        log = last.message.response_metadata["retryrouter"]
+        assert log["route"] == route
     skipped, asked = log["attempts"]
     assert (skipped["route"], skipped["outcome"]) == ("small", "skipped")
     reason = "the prompt has at least 2,000 tokens, and the model takes 1,000"
@@ -132,7 +128,7 @@ def test_all_text_of_a_prompt_counts(name: str) -> None:
     """All text, and nothing else, counts as tokens, as far as that is certain."""
     messages, route = PROMPTS[name]
     routes = [fake("small", max_input_tokens=1_000), fake("large")]
-    assert log_of(RetryRouter(routes=routes), messages)["route"] == route
+    assert log_of(routes, messages)["route"] == route
 
 
 @given(st.text(max_size=300))
@@ -158,8 +154,7 @@ def test_no_script_is_counted_as_more_than_it_is(tokens: int, text: str) -> None
     """OpenAI's own examples of GPT-4o's tokenizer: vowel signs belong to words."""
     assert tokens_at_least(text) <= tokens
     routes = [fake("small", max_input_tokens=tokens * 100), fake("large")]
-    log = log_of(RetryRouter(routes=routes), [HumanMessage(text * 100)])
-    assert log["route"] == "small"
+    assert log_of(routes, [HumanMessage(text * 100)])["route"] == "small"
 
 
 @every_way
@@ -170,47 +165,43 @@ def test_a_prompt_that_no_route_can_hold_ends_at_once(way: Way) -> None:
     router = RetryRouter(routes=routes)
     with pytest.raises(ContextLengthError) as raised:
         ask(way, router, words(5_000))
-    message = str(raised.value)
-    assert "at least 5,000 tokens" in message
-    assert "small 1,000, large 2,000" in message
-    assert raised.value.attempts == 0
-    assert raised.value.may_have_run is False
-    assert not raised.value.is_retryable
-    log = raised.value.attempt_log
-    assert log is not None
+    error = raised.value
+    assert "at least 5,000 tokens" in str(error)
+    assert "small 1,000, large 2,000" in str(error)
+    assert (error.attempts, error.may_have_run, error.is_retryable) == (0, False, False)
+    log = error.attempt_log or {}
     assert log["route"] is None
-    assert [(line["route"], line["outcome"]) for line in log["attempts"]] == [
-        ("small", "skipped"),
-        ("large", "skipped"),
+    assert [line["outcome"] for line in log["attempts"]] == ["skipped", "skipped"]
+    assert reasons_in(log) == [
+        f"the prompt has at least 5,000 tokens, and the model takes {limit:,}"
+        for limit in limits.values()
     ]
-    assert log["attempts"][1]["reason"] == (
-        "the prompt has at least 5,000 tokens, and the model takes 2,000"
-    )
 
 
-def test_one_route_in_doubt_is_asked() -> None:
+@pytest.mark.parametrize(
+    "profile",
+    [{}, {"max_input_tokens": 0}, {"max_input_tokens": -1}, {"tool_calling": 1}],
+)
+def test_one_route_in_doubt_is_asked(profile: dict[str, Any]) -> None:
     """Without a profile, or with a strange one, a model may hold any prompt."""
-    for profile in ({}, {"max_input_tokens": 0}, {"tool_calling": 1}):
-        doubtful = fake("b", **profile)
-        router = RetryRouter(routes=[fake("a", max_input_tokens=1_000), doubtful])
-        assert log_of(router, words(5_000))["route"] == "b"
-    for limit in (0, -1):
-        router = RetryRouter(routes=[fake("a", max_input_tokens=limit), fake("b")])
-        assert log_of(router, words(2_000))["route"] == "a"
+    doubtful = fake("b", **profile)
+    routes = [fake("a", max_input_tokens=1_000), doubtful, fake("c")]
+    assert log_of(routes, words(5_000))["route"] == "b"
 
 
 def test_routes_for_several_models_are_asked() -> None:
     """The profile of a router, or of a gateway list, is what all its models can do."""
     small = fake("a", max_input_tokens=1_000)
     inner = RetryRouter(routes=[small, fake("b")], retry_policy=ONCE)
-    router = RetryRouter(routes=[inner, fake("c")])
-    assert log_of(router, words(5_000))["route"] != "c"
+    routes = [Route(model=inner), fake("c")]
+    assert log_of(routes, words(5_000))["route"] != "c"
     names = ("gpt-4", "gpt-4o")
     models = [GPTRouterModel(name=name, provider_name="openai") for name in names]
     with FaultyGateway() as server:
         gateway = gpt_router(models_priority_list=models, base_url=server.url)
-        with RetryRouter(routes=[gateway, fake("c")]) as router:
-            assert log_of(router, words(20_000))["route"] != "c"
+        routes = [Route(model=gateway), fake("c")]
+        assert log_of(routes, words(20_000))["route"] != "c"
+        gateway.close()
 
 
 def test_a_route_that_cannot_hold_the_prompt_is_no_last_resort() -> None:
@@ -231,8 +222,8 @@ def test_a_held_route_that_fits_is_asked_all_the_same() -> None:
     breaker = CircuitBreaker()
     large = fake("large").model_copy(update={"breaker": breaker})
     breaker.open_for(3_600)
-    router = RetryRouter(routes=[fake("small", max_input_tokens=1_000), large])
-    assert log_of(router, words(5_000))["route"] == "large"
+    routes = [fake("small", max_input_tokens=1_000), large]
+    assert log_of(routes, words(5_000))["route"] == "large"
 
 
 # --- media, tools, schemas ----------------------------------------------------------
@@ -263,22 +254,18 @@ def test_media_go_to_a_model_that_reads_them(key: str, block: dict[str, Any]) ->
     message = HumanMessage([{"type": "text", "text": "What is this?"}, block])
     blind = fake("blind", **{key: False})
     for seeing in (fake("seeing", **{key: True}), fake("seeing")):
-        log = log_of(RetryRouter(routes=[blind, seeing]), [message])
+        log = log_of([blind, seeing], [message])
         assert log["route"] == "seeing"
-        kind = key.partition("_")[0]
-        assert log["attempts"][0]["reason"] == f"the model takes no {kind}"
-    blind = fake("blind", **{key: False})
-    also = fake("also", **{key: False})
-    assert log_of(RetryRouter(routes=[blind, also]), [message])["route"] == "blind"
-    unsaid = fake("unsaid", max_input_tokens=9_999)
-    assert log_of(RetryRouter(routes=[unsaid, also]), [message])["route"] == "unsaid"
+        assert reasons_in(log)[0] == f"the model takes no {key.partition('_')[0]}"
+    for first in (fake("first", **{key: False}), fake("first", max_input_tokens=9_999)):
+        assert log_of([first, blind], [message])["route"] == "first"
 
 
 def test_a_file_of_an_unknown_kind_rules_nothing_out() -> None:
     """A profile says nothing of spreadsheets."""
     message = HumanMessage([{"type": "file", "file": {"filename": "a.xlsx"}}])
     routes = [fake("a", pdf_inputs=False), fake("b")]
-    assert log_of(RetryRouter(routes=routes), [message])["route"] == "a"
+    assert log_of(routes, [message])["route"] == "a"
 
 
 @pytest.mark.parametrize(
@@ -291,39 +278,23 @@ def test_a_file_of_an_unknown_kind_rules_nothing_out() -> None:
 def test_tools_and_schemas_go_to_a_model_that_takes_them(
     key: str, options: dict[str, Any], what: str
 ) -> None:
-    """Whether they are of the call, or of the route."""
-    without = fake("without", **{key: False})
-    router = RetryRouter(routes=[without, fake("with", **{key: True})])
-    log = log_of(router, "hi", **options)
+    """Whether they are of the call, or of the route; all that a model lacks is told."""
+    without = fake("without", image_inputs=False, **{key: False})
+    routes = [without, fake("with", **{key: True})]
+    assert log_of(routes, "hi")["route"] == "without"
+    log = log_of(routes, IMAGE, **options)
     assert log["route"] == "with"
-    assert log["attempts"][0]["reason"] == f"the model takes no {what}"
-    assert log_of(router, "hi")["route"] == "without"
+    assert reasons_in(log)[0] == f"the model takes no image and no {what}"
     own = without.model_copy(update={"options": options})
-    assert log_of(RetryRouter(routes=[own, fake("with")]), "hi")["route"] == "with"
-
-
-def test_all_reasons_are_told() -> None:
-    """A route may lack more than one thing."""
-    image = HumanMessage([{"type": "image", "url": "https://x/y.png"}])
-    routes = [fake("a", image_inputs=False, tool_calling=False), fake("b")]
-    log = log_of(RetryRouter(routes=routes), [image], tools=[TOOL])
-    assert log["attempts"][0]["reason"] == "the model takes no image and no tools"
+    assert reasons_in(log_of([own, fake("b")], "hi"))[0] == f"the model takes no {what}"
 
 
 def test_nothing_is_skipped_where_nothing_fits() -> None:
     """A profile may be mistaken: with no route left, all are asked in their order."""
-    image = [HumanMessage([{"type": "image", "url": "https://x/y.png"}])]
     routes = [fake("a", image_inputs=False), fake("b", max_input_tokens=1_000)]
-    long = [*words(5_000), *image]
-    log = log_of(RetryRouter(routes=routes), long)
+    log = log_of(routes, [*words(5_000), *IMAGE])
     assert log["route"] == "a"
     assert len(log["attempts"]) == 1
-
-
-def test_the_log_is_json() -> None:
-    """Skipped routes are lines of the attempt log as others are."""
-    routes = [fake("a", max_input_tokens=10), fake("b")]
-    assert json.loads(json.dumps(log_of(RetryRouter(routes=routes), words(99))))
 
 
 # --- explain ------------------------------------------------------------------------
