@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import ge, gt, itemgetter, le, lt
-from typing import Any, Final, Literal, TypeAlias, TypeGuard, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from langchain_core.language_models.base import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
@@ -111,9 +111,12 @@ def structured_model(
     if method == "json_mode" and strict is not None:
         msg = "'json_mode' cannot be strict: the provider does not get the schema"
         raise ValueError(msg)
+    # Classes of `pydantic.v1` count too, as they do in LangChain's own integrations.
+    is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
+    kind: Any = schema if is_class else None
     parser: BaseOutputParser[Any] | BaseGenerationOutputParser[Any] = JsonOutputParser()
-    if is_pydantic_class(schema):
-        parser = PydanticOutputParser(pydantic_object=schema)
+    if kind is not None:
+        parser = PydanticOutputParser(pydantic_object=kind)
     settings = {"method": method, "strict": strict}
     options: dict[str, Any] = {"response_format": {"type": "json_object"}}
     if method == "json_mode":
@@ -125,8 +128,8 @@ def structured_model(
         name = convert_to_openai_tool(schema)["function"]["name"]
         options = tool_options([schema], name, strict=strict, parallel_tool_calls=False)
         parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-        if is_pydantic_class(schema):
-            parser = PydanticToolsParser(tools=[schema], first_tool_only=True)
+        if kind is not None:
+            parser = PydanticToolsParser(tools=[kind], first_tool_only=True)
     else:
         form = _json_schema_form(schema)
         if strict is not None:
@@ -156,14 +159,6 @@ def _json_schema_form(schema: Schema) -> dict[str, Any]:
             return dict(schema)
     plain = convert_to_json_schema(schema)
     return {"name": str(plain["title"]), "schema": plain}
-
-
-def is_pydantic_class(schema: Schema | None) -> TypeGuard[type[BaseModel]]:
-    """Whether answers are validated by, and come as objects of, `schema`.
-
-    Classes of `pydantic.v1` count too, as they do in LangChain's own integrations.
-    """
-    return isinstance(schema, type) and is_basemodel_subclass(schema)
 
 
 # --- what answers of several providers have in common ---
@@ -219,13 +214,13 @@ class OutputFormat:
         if schema is None:
             self.name = ""
             return
-        if is_pydantic_class(schema):
-            self._model = schema
         form = _json_schema_form(schema)
         self.name, self._schema = form["name"], dict(form["schema"])
         self.json_schema = {**self._schema, "title": self.name}
-        if self._model is not None and not issubclass(self._model, BaseModel):
-            self.schema = self.json_schema
+        if isinstance(schema, type) and is_basemodel_subclass(schema):
+            self._model = schema
+            if not issubclass(schema, BaseModel):
+                self.schema = self.json_schema
         # LangChain's schema of a TypedDict requires all fields, and knows no None.
         keys = getattr(schema, "__required_keys__", None)
         if keys is not None:

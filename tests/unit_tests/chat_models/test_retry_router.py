@@ -1,9 +1,7 @@
 """Several chat models as one: who answers, what is told, and what is never told."""
 
 import asyncio
-import copy
 import json
-import pickle
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -46,7 +44,7 @@ from langchain_retryrouter.testing import (
     ToolCall,
     Truncate,
 )
-from tests.support.models import KEY, gpt_router
+from tests.support.models import gpt_router
 
 from .conftest import SHORT, TEXT, Pair, both_ways
 from .frames import sum_of, text_of
@@ -483,17 +481,6 @@ def test_a_route_that_is_down_is_left_alone(pair: Pair) -> None:
     assert [told(answer) for answer in answers] == [[("first", "ok")]] * 2
 
 
-def test_bound_copies_share_what_is_remembered(pair: Pair) -> None:
-    """A router with tools bound knows of the outage that the bare one met."""
-    pair.primary.always(Status(503))
-    router = pair.router(breaker_settings={"failure_threshold": 1})
-
-    for one in (router, router.bind_tools([TOOL]), copy.copy(router)):
-        pair.twin.invoke(one, "hi")
-
-    assert pair.asked() == (1, 3)
-
-
 class Timed(FakeListChatModel):
     """A model whose answers take their time, on the test's clock."""
 
@@ -631,12 +618,22 @@ TOOL = {
 # --- construction ---
 
 
+def priced(*prices: float) -> list[Route]:
+    """Routes with these prices of an answer."""
+    fake = FakeListChatModel(responses=["a"])
+    return [Route(model=fake, name=f"for-{p}", output_price=p) for p in prices]
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "none": ({"routes": []}, "at least 1 item"),
     "number": ({"routes": 5}, "a list of chat models or Routes, not 5"),
     "strategy": ({"strategy": "best"}, "'priority', 'weighted', 'least_latency'"),
     "kind": ({"failover_on": {"bad_luck": "failover"}}, "failover_on"),
     "price": ({"max_price": 1.0}, "route 'first' has no output_price"),
+    "dear": (
+        {"routes": priced(1, 60), "max_price": 10},
+        "'for-60' has an output_price of 60, and max_price is 10",
+    ),
     "unknown": ({"retries": 3}, "retries"),
     "max_retries": ({"max_retries": 3}, r"retry_policy=RetryPolicy\(max_retries=3\)"),
     "breaker": (
@@ -661,6 +658,7 @@ def test_what_cannot_be_routed_is_refused(pair: Pair, row: str) -> None:
     fields, error = REFUSED[row]
     with pytest.raises(ValidationError, match=error):
         pair.router(**fields)
+    pair.router(routes=priced(1), max_price=10)
 
 
 class Closable(FakeListChatModel):
@@ -696,27 +694,3 @@ def test_closing_a_router_closes_its_models(pair: Pair) -> None:
     asyncio.run(close())
     closed = [vars(route.model).get("closed") for route in router.routes]
     assert closed == [None, ["close"] * 4, ["close"] * 2 + ["aclose"] * 2]
-
-
-def test_no_route_is_dearer_than_it_may_be(pair: Pair) -> None:
-    """With `max_price` a dear route is refused at once, not found on the bill."""
-    fake = FakeListChatModel(responses=["a"])
-    cheap, dear = (Route(model=fake, name=f"{p}", output_price=p) for p in (1, 60))
-    assert pair.router(routes=[cheap], max_price=10).max_price == 10
-    with pytest.raises(ValidationError, match="'60' has an output_price of 60"):
-        pair.router(routes=[cheap, dear], max_price=10)
-
-
-def test_routes_of_one_name_are_told_apart(pair: Pair) -> None:
-    """A ledger with two routes of one name would say nothing."""
-    fakes = [FakeListChatModel(responses=["a"]) for _ in range(3)]
-    names = [route.name for route in pair.router(routes=fakes).routes]
-    assert names == ["FakeListChatModel", "FakeListChatModel-2", "FakeListChatModel-3"]
-
-
-def test_a_router_travels(pair: Pair) -> None:
-    """A pickle has its routes and numbers, and remembers nothing of outages."""
-    inner = gpt_router(pair.primary, "gpt-4")
-    router = pickle.loads(pickle.dumps(RetryRouter(routes=[inner])))
-    assert pair.twin.invoke(router, "hi").content == TEXT
-    assert KEY not in repr(router)
