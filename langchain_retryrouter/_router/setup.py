@@ -16,7 +16,7 @@ from langchain_retryrouter._retry.health import RouteHealth, RouteState
 from langchain_retryrouter._router.limits import OutputMeans, no_price
 from langchain_retryrouter._router.preflight import TokenCounter
 from langchain_retryrouter._router.route import Accept, Route
-from langchain_retryrouter._router.strategies import RouteOrder
+from langchain_retryrouter._router.strategies import RouteOrder, RoutePlace
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
 from langchain_retryrouter.errors import shown
 from langchain_retryrouter.failures import FailureAction, FailureKind
@@ -37,7 +37,7 @@ FailoverRule: TypeAlias = (
 
 
 class RouterFields(Protocol):
-    """The fields of a `RetryRouter` that its calls read."""
+    """The fields of a `RetryRouter` that its calls and its memory read."""
 
     routes: list[Route]
     retry_policy: RetryPolicy
@@ -50,7 +50,12 @@ class RouterFields(Protocol):
     max_cost: float | None
     spend_limit: SpendLimit | None
     clock: Clock | None
+    seed: int | None
+    store: Any
+    breaker_settings: CircuitBreakerSettings | None
 
+    @property
+    def strategy(self) -> str: ...
     @property
     def affinity(self) -> str | None: ...
     @property
@@ -63,60 +68,56 @@ class RouterMemory:
     Its bound copies share all of it but `output`, what their answers must fit.
     """
 
-    def __init__(
-        self,
-        routes: Sequence[Route],
-        order: RouteOrder,
-        settings: CircuitBreakerSettings | None,
-        clock: Clock | None,
-    ) -> None:
+    def __init__(self, router: RouterFields, *, is_list: bool) -> None:
+        """Of a new router; `is_list` is that of `RouteOrder`.
+
+        Raises:
+            TypeError: There is nothing to share in the router's store.
+        """
+        self.order = RouteOrder(
+            [RoutePlace(r.name, r.tier, r.group, r.weight) for r in router.routes],
+            router.strategy,
+            seed=router.seed,
+            by_conversation=router.affinity is not None,
+            is_list=is_list,
+        )
         self.route_states: list[RouteState] = []
-        for route in routes:
+        for route in router.routes:
             breaker, endpoint = route.breaker, None
-            if breaker is None and settings is not None:
-                breaker = CircuitBreaker(**settings, clock=clock)
+            if breaker is None and router.breaker_settings is not None:
+                breaker = CircuitBreaker(**router.breaker_settings, clock=router.clock)
             elif breaker is None and route.group is not None:
                 # It opens only if a key has to be left alone.
-                breaker = CircuitBreaker(failure_threshold=sys.maxsize, clock=clock)
+                most = sys.maxsize
+                breaker = CircuitBreaker(failure_threshold=most, clock=router.clock)
             if route.group is not None and (address := endpoint_of(route.model)):
                 endpoint = (route.group, address)
             self.route_states.append(
                 RouteState(route.name, breaker, RouteHealth(), route.group, endpoint)
             )
-        self.order = order
         states = enumerate(self.route_states)
         self.places = len({state.endpoint or index for index, state in states})
         self.output: Any = None  # An `OutputFormat`.
         self.counter = TokenCounter()
         self.outputs = OutputMeans()
         self._warned: set[str] = set()
-
-    def join(
-        self,
-        store: Any,
-        routes: Sequence[Route],
-        budget: RetryBudget | None,
-        rate_limit: RateLimit | None,
-    ) -> None:
-        """Share breakers, limits and the budget with other processes.
-
-        Raises:
-            TypeError: There are none.
-        """
-        given: list[tuple[Any, str]] = []
-        for route, state in zip(routes, self.route_states, strict=True):
-            own = (state.breaker, *route.rate_limits)
-            given += [(one, route.scope) for one in own]
-        given += [(budget, "budget"), (rate_limit, "router")]
-        shared = [(one, name) for one, name in given if one is not None]
-        if not shared:
+        if router.store is None:
+            return
+        shared: list[tuple[Any, str]] = []
+        for route, state in zip(router.routes, self.route_states, strict=True):
+            shared += [
+                (one, route.scope) for one in (state.breaker, *route.rate_limits)
+            ]
+        shared += [(router.budget, "budget"), (router.rate_limit, "router")]
+        if all(one is None for one, _ in shared):
             msg = (
-                f"store={store!r} has nothing to share, since the router has no"
+                f"store={router.store!r} has nothing to share, since the router has no"
                 " breakers (breaker_settings=None), no budget and no rate limit"
             )
             raise TypeError(msg)
         for one, name in shared:
-            one.join(store, name)
+            if one is not None:
+                one.join(router.store, name)
 
     def is_open(self, index: int) -> bool:
         """Whether the breaker of a route refuses requests now."""

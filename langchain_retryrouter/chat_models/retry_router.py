@@ -70,7 +70,6 @@ from langchain_retryrouter._router.models import NamedKeys
 from langchain_retryrouter._router.preflight import RoutingWorstCase
 from langchain_retryrouter._router.route import Accept, Route
 from langchain_retryrouter._router.setup import FailoverRule
-from langchain_retryrouter._router.strategies import RouteOrder, RoutePlace
 from langchain_retryrouter.chat_models._structured import OutputFormat
 from langchain_retryrouter.circuit_breaker import CircuitBreakerSettings
 from langchain_retryrouter.errors import check_number, name_value, shown
@@ -362,21 +361,11 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
 
     @functools.cached_property
     def _memory(self) -> setup.RouterMemory:
-        routes, is_list = self.routes, self.strategy == "priority"
+        is_list = self.strategy == "priority"
         if self.affinity and "strategy" not in self.model_fields_set:
-            is_list = all("weight" not in route.model_fields_set for route in routes)
-        order = RouteOrder(
-            [RoutePlace(one.name, one.tier, one.group, one.weight) for one in routes],
-            self.strategy,
-            seed=self.seed,
-            by_conversation=self.affinity is not None,
-            is_list=is_list,
-        )
-        settings = self.breaker_settings
-        memory = setup.RouterMemory(routes, order, settings, self.clock)
-        if self.store is not None:
-            memory.join(self.store, routes, self.budget, self.rate_limit)
-        return memory
+            weights = ("weight" in route.model_fields_set for route in self.routes)
+            is_list = not any(weights)
+        return setup.RouterMemory(self, is_list=is_list)
 
     @classmethod
     def from_config(
