@@ -27,7 +27,6 @@ from langchain_retryrouter.testing import (
     Body,
     Cut,
     ErrorEvent,
-    FaultyGateway,
     Hangup,
     HtmlPage,
     Reset,
@@ -40,149 +39,91 @@ from langchain_retryrouter.testing import (
 from .conftest import WAYS, Env
 from .frames import END, FAREWELL, event_stream, text_of, update
 
-STREAMS = WAYS[1:]
 EVENT_STREAM = {"content-type": "text/event-stream"}
-
-# The answer, the classes of its error, its status, and its message or a part of it.
-Row = tuple[Step, tuple[type[Exception], ...], int | None, str]
-
 WRONG = "Something went wrong"
-FAILED = (ServerError, sdk.GPTRouterInternalServerError)
-RETRIED: dict[str, Row] = {
-    "406": (Status(406), (UnavailableError,), 406, ""),
-    "408": (Status(408), (APITimeoutError,), 408, ""),
-    "429": (
-        Status(429),
-        (RateLimitError, sdk.GPTRouterTooManyRequestsError),
-        429,
-        "429 - You've reached a limit",
-    ),
-    "500": (Status(500), FAILED, 500, f"500 - {WRONG}"),
-    "502": (Status(502), FAILED, 502, f"502 - {WRONG}"),
-    "503": (
-        Status(503),
-        (ServerError, sdk.GPTRouterNotAvailableError),
-        503,
-        f"503 - {WRONG}",
-    ),
-    "504": (Status(504), (APITimeoutError,), 504, ""),
-    "502 page": (HtmlPage(502), (ServerError,), 502, ""),
-    "200 page": (HtmlPage(200), (MalformedResponseError,), 200, ""),
-    "hangup": (Hangup(), (APIConnectionError,), None, ""),
-    "reset": (Reset(), (APIConnectionError,), None, ""),
-}
-RETRIED_ANSWERS: dict[str, Row] = {
-    name: (Body(200, None, bytes(body, "latin-1")), (MalformedResponseError,), 200, "")
-    for name, body in {
-        "empty": "",
-        "list": "[1]",
-        "text": '"text"',
-        "no keys": "{}",
-        "half": "{",
-        "no UTF-8": "\xff",
-        "deep": "[" * 200_000,
-    }.items()
-}
-RETRIED_STREAMS: dict[str, Row] = {
-    "no events": (Truncate(after=0), (StreamInterruptedError,), None, ""),
-    "no bytes": (event_stream(), (StreamInterruptedError,), None, ""),
-    "event 429": (ErrorEvent("slow", status=429), (RateLimitError,), 429, "429 slow"),
-    "event 500": (ErrorEvent("oops", status=500), (ServerError,), 500, "500 oops"),
-    **{
-        told: (ErrorEvent(told), (error,), None, told)
-        for told, error in {
-            "Request timed out.": APITimeoutError,
-            "Connection error.": APIConnectionError,
-        }.items()
-    },
-}
-FINAL: dict[str, Row] = {
-    "400": (Status(400), (InvalidRequestError,), 400, ""),
-    "401": (
-        Status(401),
-        (AuthenticationError, sdk.GPTRouterUnauthorizedError),
-        401,
-        "401 - Unauthorized",
-    ),
-    "403": (Status(403), (PermissionDeniedError,), 403, ""),
-    "404": (Status(404), (NotFoundError,), 404, ""),
-    "422": (Status(422), (InvalidRequestError,), 422, ""),
-}
-NO_STREAM = "Stream not supported for provider cohere"
-NO_MODELS = "No models available"
-NOWHERE = "Provider with name nope does not exist"
-FINAL_STREAMS: dict[str, Row] = {
-    "event 401": (ErrorEvent("no", status=401), (AuthenticationError,), 401, "401 no"),
-    "event 400": (
-        ErrorEvent("bad", status=400),
-        (InvalidRequestError,),
-        400,
-        "400 bad",
-    ),
-    "provider": (ErrorEvent(NOWHERE), (NotFoundError,), None, NOWHERE),
-    "cohere": (ErrorEvent(NO_STREAM), (NotFoundError,), None, NO_STREAM),
-    "no models": (ErrorEvent(NO_MODELS), (UnavailableError,), None, NO_MODELS),
-}
+NOT_ASKED = [  # What the gateway refuses before it asks a provider.
+    ("Provider with name nope does not exist", NotFoundError),
+    ("Model with name gpt-4-0613 does not exist", NotFoundError),
+    ("Stream not supported for provider cohere", NotFoundError),
+    ("No models available", UnavailableError),
+]
+# The answer, the class of its error, its status, and its message or a part of it.
+Row = tuple[Step, type[RetryRouterError], int | None, str]
+RETRIED: list[Row] = [
+    (Status(406), UnavailableError, 406, ""),
+    (Status(408), APITimeoutError, 408, ""),
+    (Status(429), RateLimitError, 429, "429 - You've reached a limit"),
+    (Status(500), ServerError, 500, f"500 - {WRONG}"),
+    (Status(502), ServerError, 502, f"502 - {WRONG}"),
+    (Status(503), UnavailableError, 503, f"503 - {WRONG}"),
+    (Status(504), APITimeoutError, 504, ""),
+    (HtmlPage(502), ServerError, 502, ""),
+    (HtmlPage(200), MalformedResponseError, 200, ""),
+    (Hangup(), APIConnectionError, None, ""),
+    (Reset(), APIConnectionError, None, ""),
+]
+RETRIED_ANSWERS: list[Row] = [
+    (Body(200, None, body), MalformedResponseError, 200, "")
+    for body in (b"", b"[1]", b'"text"', b"{}", b"{", b"\xff", b"[" * 200_000)
+]
+RETRIED_STREAMS: list[Row] = [
+    (Truncate(after=0), StreamInterruptedError, None, ""),
+    (event_stream(), StreamInterruptedError, None, ""),
+    (ErrorEvent("slow", status=429), RateLimitError, 429, "429 slow"),
+    (ErrorEvent("oops", status=500), ServerError, 500, "500 oops"),
+    (ErrorEvent("Request timed out."), APITimeoutError, None, "Request timed out."),
+    (ErrorEvent("Connection error."), APIConnectionError, None, "Connection error."),
+]
+FINAL: list[Row] = [
+    (Status(400), InvalidRequestError, 400, ""),
+    (Status(401), AuthenticationError, 401, "401 - Unauthorized"),
+    (Status(403), PermissionDeniedError, 403, ""),
+    (Status(404), NotFoundError, 404, ""),
+    (Status(422), InvalidRequestError, 422, ""),
+]
+FINAL_STREAMS: list[Row] = [
+    (ErrorEvent("no", status=401), AuthenticationError, 401, "401 no"),
+    (ErrorEvent("bad", status=400), InvalidRequestError, 400, "400 bad"),
+    *((ErrorEvent(told), cls, None, told) for told, cls in NOT_ASKED),
+]
+FAULTS = [
+    *((way, row, True) for way, row in product(WAYS, RETRIED)),
+    *((way, row, True) for way, row in product(WAYS[1:], RETRIED_STREAMS)),
+    *(("invoke", row, True) for row in RETRIED_ANSWERS),
+    *((way, row, False) for way, row in product(WAYS, FINAL)),
+    *((way, row, False) for way, row in product(WAYS[1:], FINAL_STREAMS)),
+]
 
 
-def check(error: Any, row: Row) -> None:
-    step, classes, status, told = row
-    assert all(isinstance(error, one) for one in classes)
+@pytest.mark.parametrize(
+    ("way", "row", "is_retried"), FAULTS, ids=lambda value: repr(value)[:90]
+)
+def test_each_fault_has_its_error(
+    env: Env, way: str, row: Row, *, is_retried: bool
+) -> None:
+    """Errors that may pass are retried; all are raised with their class and message."""
+    step, cls, status, told = row
+    if is_retried:
+        env.gateway.script(step)
+        assert env.ask(way).content == STUB_TEXT
+    before = len(env.gateway.requests)
+    env.gateway.always(step)
+
+    with pytest.raises(cls) as caught:
+        env.ask(way, max_retries=1)
+
+    error = caught.value
+    sent = len(env.gateway.requests) - before
+    assert error.attempts == sent == 1 + is_retried
     assert (error.status_code, error.delivered) == (status, "")
     assert told in str(error)
     if isinstance(step, ErrorEvent):
         assert told == str(error)
+        assert error.may_have_run is ((told, cls) not in NOT_ASKED)
     elif told.endswith(WRONG):
         assert error.body == {"error": WRONG}
     if isinstance(step, (Hangup, Reset)):
         assert error.may_have_run is True
-
-
-@pytest.mark.parametrize(
-    ("way", "row"),
-    [
-        pytest.param(way, rows[name], id=f"{way}-{name}")
-        for rows, ways in (
-            (RETRIED, WAYS),
-            (RETRIED_STREAMS, STREAMS),
-            (RETRIED_ANSWERS, WAYS[:1]),
-        )
-        for way, name in product(ways, rows)
-    ],
-)
-def test_a_transient_error_is_retried_and_then_raised(
-    env: Env, way: str, row: Row
-) -> None:
-    """An error that may pass is retried, and raised with its class and message."""
-    env.gateway.script(row[0])
-    assert env.ask(way).content == STUB_TEXT
-
-    env.gateway.always(row[0])
-    with pytest.raises(row[1]) as caught:
-        env.ask(way, max_retries=1)
-
-    check(caught.value, row)
-    assert caught.value.attempts == 2  # type: ignore[attr-defined]
-    assert len(env.gateway.requests) == 4
-
-
-@pytest.mark.parametrize(
-    ("way", "row"),
-    [
-        pytest.param(way, rows[name], id=f"{way}-{name}")
-        for rows, ways in ((FINAL, WAYS), (FINAL_STREAMS, STREAMS))
-        for way, name in product(ways, rows)
-    ],
-)
-def test_a_permanent_error_is_raised_at_once(env: Env, way: str, row: Row) -> None:
-    """An error that would come again is raised after one request."""
-    env.gateway.always(row[0])
-
-    with pytest.raises(row[1]) as caught:
-        env.ask(way)
-
-    check(caught.value, row)
-    assert len(env.gateway.requests) == 1
 
 
 def test_waits_grow_and_are_jittered(env: Env) -> None:
@@ -195,11 +136,6 @@ def test_waits_grow_and_are_jittered(env: Env) -> None:
     assert env.clock.sleeps == [0.75, 1.5, 3.0, 4.0]
 
 
-def asked(gateway: FaultyGateway) -> list[bool]:
-    """Of each request, whether it asked for a stream."""
-    return [request.streaming for request in gateway.requests]
-
-
 def test_an_unknown_model_behind_an_opaque_500_is_named(env: Env) -> None:
     """After an opaque 500 one stream tells the cause, and nothing else is sent."""
     env.gateway.always(ErrorEvent("Model with name nope does not exist"))
@@ -207,7 +143,7 @@ def test_an_unknown_model_behind_an_opaque_500_is_named(env: Env) -> None:
     with pytest.raises(NotFoundError, match="Model with name nope does not exist"):
         env.ask("invoke")
 
-    assert asked(env.gateway) == [False, True]
+    assert [request.streaming for request in env.gateway.requests] == [False, True]
 
 
 def test_the_gateways_own_retries_do_not_multiply_ours(env: Env) -> None:
@@ -359,22 +295,6 @@ def test_an_error_says_whether_any_attempt_may_have_run(env: Env, way: str) -> N
     with pytest.raises(AuthenticationError) as caught:
         env.ask(way)
     assert (caught.value.attempts, caught.value.may_have_run) == (2, False)
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        "Model with name gpt-4-0613 does not exist",
-        "Stream not supported for provider chat_openai",
-        "No models available",
-    ],
-)
-def test_what_the_gateway_refuses_by_itself_has_not_run(env: Env, message: str) -> None:
-    """These errors of a stream are sent before a provider is asked, and are final."""
-    env.gateway.always(ErrorEvent(message))
-    with pytest.raises(RetryRouterError, match=message) as caught:
-        env.ask("stream")
-    assert (caught.value.attempts, caught.value.may_have_run) == (1, False)
 
 
 @pytest.mark.parametrize("way", WAYS)

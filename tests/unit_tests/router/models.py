@@ -21,10 +21,13 @@ ANTHROPIC_KEY: Final = "sk-ant-0123456789abcdef"
 
 
 def chat_openai(
-    gateway: FaultyGateway, timeout: float = 5.0, **fields: Any
+    gateway: FaultyGateway,
+    timeout: float = 5.0,
+    cls: type[ChatOpenAI] = ChatOpenAI,
+    **fields: Any,
 ) -> ChatOpenAI:
-    """`ChatOpenAI`, which asks for chat completions."""
-    return ChatOpenAI(
+    """`ChatOpenAI`, or a subclass, which asks for chat completions."""
+    return cls(
         model="gpt-4o",
         api_key=SecretStr(OPENAI_KEY),
         base_url=gateway.openai_url,
