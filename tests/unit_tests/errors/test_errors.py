@@ -87,20 +87,6 @@ def test_is_retryable_agrees_with_the_retry_engine(family: ErrorFamily) -> None:
         assert cls(NO, **facts).failure == Failure(kind=kind, **facts)
 
 
-def test_facts_that_are_not_known_are_none() -> None:
-    """An error of which only the message is known claims nothing else."""
-    error = errors.ServerError("no")
-    known = {
-        name: value for name, value in vars(error).items() if value not in {None, ()}
-    }
-    assert known == {
-        "message": "no",
-        "may_have_run": True,
-        "attempts": 1,
-        "delivered": "",
-    }
-
-
 # --- should_retry -------------------------------------------------------------------
 
 
@@ -181,14 +167,6 @@ def test_a_copy_has_every_fact_and_no_key(
         assert str(other) == "slow down"
         assert vars(other) == expected
         assert getattr(other, "response", None) is None
-
-
-def test_an_unsupported_option_is_a_value_error() -> None:
-    """An option that cannot be sent is the caller's mistake, and not a failed call."""
-    other = through_pickle(errors.UnsupportedOptionError("seed cannot be sent"))
-    assert type(other) is errors.UnsupportedOptionError
-    assert isinstance(other, ValueError)
-    assert not isinstance(other, RetryRouterError)
 
 
 # --- Secrets ------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import functools
 import json
 import socket
 import ssl
@@ -42,7 +41,6 @@ from langchain_retryrouter.testing import (
     Silence,
     Status,
     Step,
-    Truncate,
 )
 from tests.support.models import gpt_router
 
@@ -90,95 +88,59 @@ def raising(error: Exception, cause: Exception | None = None) -> BaseChatModel:
 # --- ChatOpenAI and ChatAnthropic over HTTP -----------------------------------------
 
 
-def fault(make: Any, step: Step, kind: FailureKind, **facts: Any) -> Any:
-    return make, step, kind, facts
+def malformed(*bodies: str, headers: dict[str, str] = JSON) -> list[Any]:
+    return [(chat_openai, Body(200, headers, one), K.MALFORMED, {}) for one in bodies]
 
 
-over_openai = functools.partial(fault, chat_openai)
-over_anthropic = functools.partial(fault, chat_anthropic)
+CUT_CHUNK = Raw(
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+    b"transfer-encoding: chunked\r\n\r\n40\r\nevent: message"
+)
+OF_ANTHROPIC = {**JSON, "request-id": "r-1"}
+LIMITED_BY_ANTHROPIC = Status(429, OF_ANTHROPIC, problem("rate_limit_error"))
+OVERLOADED = after_the_beginning(event("error", problem("overloaded_error")))
+CUT_EVENT = after_the_beginning(event("content_block_delta", '{"type":'))
+IN_A_CHOICE = 'data: {"error": {"code": 502, "message": "x"}}\n\n'
+TOO_LONG_IN_OK = ErrorInOk("x", code="context_length_exceeded")
+NEVER = Status(429, {"x-should-retry": "false"})
+SAID = "Said by Anthropic."
+# tests/integrations has more faults, and more integrations.
 EITHER_WAY = [
-    over_openai(Status(400), K.INVALID_REQUEST, may_have_run=False),
-    over_openai(Status(401), K.AUTHENTICATION, code="invalid_api_key"),
-    over_openai(Status(408), K.TIMEOUT, may_have_run=True),
-    over_openai(
-        Status(429, {"x-should-retry": "false"}),
+    (chat_openai, Status(400), K.INVALID_REQUEST, {"may_have_run": False}),
+    (chat_openai, Status(401), K.AUTHENTICATION, {"code": "invalid_api_key"}),
+    (chat_openai, Status(408), K.TIMEOUT, {"may_have_run": True}),
+    (chat_openai, NEVER, K.RATE_LIMIT, {"should_retry": False, "retry_after": None}),
+    (chat_openai, HtmlPage(502), K.SERVER_ERROR, {"status_code": 502, "code": None}),
+    (chat_openai, Status(400, body="no"), K.INVALID_REQUEST, {"body": "no"}),
+    (chat_openai, Silence(), K.TIMEOUT, {"may_have_run": True}),
+    (chat_openai, MalformedEvent(at=3), K.MALFORMED, {"may_have_run": True}),
+    (
+        chat_anthropic,
+        LIMITED_BY_ANTHROPIC,
         K.RATE_LIMIT,
-        should_retry=False,
-        retry_after=None,
+        {"code": "rate_limit_error", "request_id": "r-1", "may_have_run": False},
     ),
-    over_openai(Status(500), K.SERVER_ERROR, may_have_run=True),
-    over_openai(HtmlPage(502), K.SERVER_ERROR, status_code=502, code=None),
-    over_openai(Status(400, body="no JSON"), K.INVALID_REQUEST, body="no JSON"),
-    over_openai(Reset(), K.CONNECTION, may_have_run=True),
-    over_openai(Hangup(), K.CONNECTION, may_have_run=True),
-    over_openai(Silence(), K.TIMEOUT, may_have_run=True),
-    over_openai(MalformedEvent(at=3), K.MALFORMED, may_have_run=True),
-    over_anthropic(
-        Status(429, {**JSON, "request-id": "r-1"}, problem("rate_limit_error")),
-        K.RATE_LIMIT,
-        code="rate_limit_error",
-        request_id="r-1",
-        may_have_run=False,
-    ),
-    over_anthropic(
-        Raw(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
-            b"transfer-encoding: chunked\r\n\r\n40\r\nevent: message"
-        ),
-        K.CONNECTION,
-        may_have_run=True,
-    ),
+    (chat_anthropic, CUT_CHUNK, K.CONNECTION, {"may_have_run": True}),
 ]
 IN_A_200 = [
-    over_openai(ErrorInOk("On fire."), K.SERVER_ERROR, message="On fire."),
-    over_openai(
-        ErrorInOk("x", code="context_length_exceeded"),
-        K.CONTEXT_OVERFLOW,
-        status_code=None,
-    ),
-    *(
-        over_openai(Body(200, JSON, body), K.MALFORMED)
-        for body in (
-            *("{}", '{"choices": null}', "[]", "no JSON"),
-            *("[" * 100_000, "9" * 5_000),
-        )
-    ),
-    over_openai(Cut(after=5), K.CONNECTION, may_have_run=True),
-    over_openai(Cut(after=5, how="rst"), K.CONNECTION, may_have_run=True),
-    over_openai(HtmlPage(200), K.MALFORMED),
-    over_openai(Truncate(after=5), K.MALFORMED, may_have_run=True),
+    (chat_openai, ErrorInOk("On fire."), K.SERVER_ERROR, {"message": "On fire."}),
+    (chat_openai, TOO_LONG_IN_OK, K.CONTEXT_OVERFLOW, {"status_code": None}),
+    (chat_openai, Cut(after=5, how="rst"), K.CONNECTION, {"may_have_run": True}),
+    *malformed("{}", '{"choices": null}', "[]", "no JSON", "[" * 100_000, "9" * 5_000),
 ]
 IN_A_STREAM = [
-    over_openai(
-        ErrorEvent("It broke."),
-        K.SERVER_ERROR,
-        message="It broke.",
-        status_code=None,
-        may_have_run=True,
+    (chat_openai, ErrorEvent("It broke."), K.SERVER_ERROR, {"message": "It broke."}),
+    (chat_openai, Body(200, EVENTS, IN_A_CHOICE), K.SERVER_ERROR, {"code": "502"}),
+    *malformed(
+        *(f"data: {one}\n\n" for one in ("42", "\xff", "[" * 100_000)), headers=EVENTS
     ),
-    over_openai(
-        ErrorEvent("Slow down.", status=429), K.RATE_LIMIT, code="rate_limit_exceeded"
-    ),
-    over_openai(
-        Body(200, EVENTS, 'data: {"error": {"code": 502, "message": "x"}}\n\n'),
-        K.SERVER_ERROR,
-        code="502",
-        status_code=None,
-    ),
-    *(
-        over_openai(Body(200, EVENTS, f"data: {data}\n\n"), K.MALFORMED)
-        for data in ("42", "\xff", "[" * 100_000)
-    ),
-    over_anthropic(
-        after_the_beginning(event("error", problem("overloaded_error"))),
+    (
+        chat_anthropic,
+        OVERLOADED,
         K.UNAVAILABLE,
-        message="Said by Anthropic.",
-        status_code=None,
-        may_have_run=True,
+        {"message": SAID, "status_code": None, "may_have_run": True},
     ),
-    over_anthropic(
-        after_the_beginning(event("content_block_delta", '{"type":')), K.MALFORMED
-    ),
+    (chat_anthropic, CUT_EVENT, K.MALFORMED, {}),
 ]
 FAULTS = [
     *((WAYS, fault) for fault in EITHER_WAY),

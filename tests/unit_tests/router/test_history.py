@@ -30,10 +30,8 @@ from langchain_retryrouter._providers.history import fit_history, foreign_respon
 from langchain_retryrouter._providers.integrations import Reader, provider_of, reader_of
 from langchain_retryrouter.testing import Answer, FaultyGateway, Status
 
-from .anthropic_wire import END, after_the_beginning
-from .anthropic_wire import TEXT as TEXT_EVENT
 from .attempts import WAYS, Way, ask
-from .models import chat_anthropic, chat_openai
+from .models import chat_openai
 
 CALL = {"name": "search", "args": {"q": "a"}, "id": "call_1", "type": "tool_call"}
 THINKING = {"type": "thinking", "thinking": "hm", "signature": "c2ln"}
@@ -62,6 +60,13 @@ def answer(
 
 def block(kind: str, **fields: Any) -> dict[str, Any]:
     return {"type": kind, **fields}
+
+
+def called(*ids: str | None, author: str | None = None, content: Any = "") -> AIMessage:
+    """An answer that calls `search` under each of these ids."""
+    calls: list[Any] = [{**CALL, "args": {}, "id": one} for one in ids]
+    facts = {"model_provider": author} if author else {}
+    return AIMessage(content, tool_calls=calls, response_metadata=facts)
 
 
 WEB_FETCH = block("non_standard", value=block("web_fetch_tool_result"))
@@ -170,29 +175,41 @@ def test_cache_marks_go_wherever_they_stand(message: BaseMessage, content: Any) 
     assert left_out == ("cache_control",)
 
 
-def test_a_call_said_in_content_alone_stays() -> None:
-    """A message built by hand may have its call nowhere else."""
-    block = {"type": "tool_use", "id": "by_hand", "name": "f", "input": {}}
-    [fitted], left_out = fit_history([answer([THINKING, block], "anthropic")], "openai")
-    assert fitted.content == [block]
-    assert left_out == ("thinking",)
+BY_HAND = block("tool_use", id="by_hand", name="f", input={})
+ASKED, AGAIN = HumanMessage("hi"), HumanMessage("And?")
 
 
-def test_an_answer_of_which_nothing_is_left_is_left_out() -> None:
-    """An empty message is refused by most, and says nothing."""
-    before, after = HumanMessage("hi"), HumanMessage("And?")
-    fitted, left_out = fit_history(
-        [before, answer([THINKING], "anthropic"), after], "openai"
-    )
-    assert fitted == [before, after]
-    assert left_out == ("thinking",)
-
-
-def test_each_kind_is_said_once_for_the_conversation() -> None:
-    """The ledger names what is missing, in the order in which it went."""
-    one = answer([THINKING, TEXT], "anthropic")
-    _, left_out = fit_history([one, HumanMessage([{**TEXT, **MARK}]), one], "openai")
-    assert left_out == ("thinking", "cache_control")
+@pytest.mark.parametrize(
+    ("history", "contents", "left_out"),
+    [
+        # A message built by hand may have its call nowhere else.
+        ([answer([THINKING, BY_HAND], "anthropic")], [[BY_HAND]], ("thinking",)),
+        # An empty message is refused by most, and says nothing.
+        (
+            [ASKED, answer([THINKING], "anthropic"), AGAIN],
+            ["hi", "And?"],
+            ("thinking",),
+        ),
+        # Each kind is told once, in the order in which it went.
+        (
+            [
+                answer([THINKING, TEXT], "anthropic"),
+                HumanMessage([{**TEXT, **MARK}]),
+                answer([THINKING, TEXT], "anthropic"),
+            ],
+            ["Hello.", [TEXT], "Hello."],
+            ("thinking", "cache_control"),
+        ),
+    ],
+    ids=["call", "empty", "once"],
+)
+def test_what_is_left_of_a_conversation(
+    history: list[BaseMessage], contents: list[Any], left_out: tuple[str, ...]
+) -> None:
+    """A call stays, an empty message goes, and what was left out is told."""
+    fitted, told = fit_history(history, "openai")
+    assert [message.content for message in fitted] == contents
+    assert told == left_out
 
 
 # Accounts.
@@ -223,13 +240,10 @@ def test_items_of_another_account_are_left_out(
     [fitted], told = fit_history([said], ONE, AUTHORS)
     assert (fitted.content, told) == (content, left_out)
     assert ("id" in fitted.response_metadata) == (not left_out)
-
-
-def test_signatures_of_another_account_stay() -> None:
-    """Anthropic's hold on every platform."""
-    said = served([THINKING, TEXT], "claude", author="anthropic")
-    [fitted], _ = fit_history([said], Reader("anthropic", "other"), AUTHORS)
-    assert fitted is said
+    # Signatures of Anthropic's hold on every platform.
+    signed = served([THINKING, TEXT], "claude", author="anthropic")
+    reader = Reader("anthropic", "other")
+    assert fit_history([signed], reader, AUTHORS)[0] == [signed]
 
 
 def test_an_account_is_key_address_and_region() -> None:
@@ -252,10 +266,6 @@ def test_an_account_is_key_address_and_region() -> None:
 # Ids of tool calls.
 
 
-def call_of(given: str | None, name: str = "search") -> Any:
-    return {"name": name, "args": {}, "id": given, "type": "tool_call"}
-
-
 @pytest.mark.parametrize(
     ("reader", "pattern"),
     [
@@ -271,11 +281,8 @@ def test_ids_are_such_as_the_reader_takes(reader: str, pattern: str) -> None:
     given = ["functions.search:0", "x" * 46, "ok", "ok", None]
     history: list[BaseMessage] = []
     for one in given:
-        said = AIMessage(
-            [{"type": "tool_use", "id": one, "name": "search", "input": {}}],
-            tool_calls=[call_of(one)],
-            response_metadata={"model_provider": "moonshot"},
-        )
+        content = [block("tool_use", id=one, name="search", input={})]
+        said = called(one, author="moonshot", content=content)
         history += [said, ToolMessage("found", tool_call_id=one or "")]
 
     fitted, left_out = fit_history(history, reader)
@@ -290,9 +297,8 @@ def test_ids_are_such_as_the_reader_takes(reader: str, pattern: str) -> None:
 
 def test_results_of_calls_with_one_id_keep_their_order() -> None:
     """A provider that gives each call of an answer the same id is understood."""
-    said = answer("", "ollama")
-    said.tool_calls = [call_of("call_0", "a"), call_of("call_0", "b")]
     results = [ToolMessage(one, tool_call_id="call_0") for one in ("of a", "of b")]
+    said = called("call_0", "call_0", author="ollama")
     fitted, _ = fit_history([said, *results], "openai")
     ids = [call["id"] for call in fitted[0].tool_calls]  # type: ignore[attr-defined]
     assert [m.tool_call_id for m in fitted[1:]] == ids  # type: ignore[attr-defined]
@@ -301,8 +307,7 @@ def test_results_of_calls_with_one_id_keep_their_order() -> None:
 
 def test_a_provider_keeps_its_own_ids() -> None:
     """What an unknown provider wrote, it reads."""
-    said = answer("", "moonshot")
-    said.tool_calls = [call_of("functions.search:0")]
+    said = called("functions.search:0", author="moonshot")
     assert fit_history([said], "moonshot") == ([said], ())
 
 
@@ -315,11 +320,8 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,eA=="}
     "image",
     [
         IMAGE,
-        {"type": "image", "base64": "eA==", "mime_type": "image/png"},
-        {
-            "type": "image",
-            "source": {"type": "base64", "media_type": "image/png", "data": "eA=="},
-        },
+        block("image", base64="eA==", mime_type="image/png"),
+        block("image", source=block("base64", media_type="image/png", data="eA==")),
     ],
     ids=["OpenAI's", "LangChain's", "Anthropic's"],
 )
@@ -328,15 +330,12 @@ def test_images_of_a_tool_follow_in_a_users_message(
     image: dict[str, Any], reader: str
 ) -> None:
     """Most take only text as the result of a tool, and OpenAI's form from the user."""
-    said = answer("", "anthropic")
-    said.tool_calls = [call_of("call_1"), call_of("call_2")]
+    said = called("call_1", "call_2", author="anthropic")
     results = [
         ToolMessage([TEXT, image], tool_call_id="call_1", name="look"),
         ToolMessage([image], tool_call_id="call_2"),
     ]
-    after = HumanMessage("And?")
-
-    fitted, left_out = fit_history([said, *results, after], reader)
+    fitted, left_out = fit_history([said, *results, AGAIN], reader)
 
     assert [message.type for message in fitted] == (
         ["ai", "tool", "tool", "human", "human"]
@@ -345,7 +344,7 @@ def test_images_of_a_tool_follow_in_a_users_message(
     assert isinstance(fitted[2].content, str)
     assert fitted[3].content[1::2] == [IMAGE, IMAGE]
     assert left_out == (f"tool_result.{image['type']}",)
-    kept, _ = fit_history([said, *results, after], "anthropic")
+    kept, _ = fit_history([said, *results, AGAIN], "anthropic")
     assert kept[1:3] == results
     asked = HumanMessage([TEXT, image])
     assert fit_history([asked], reader)[0] == [asked]
@@ -358,10 +357,8 @@ def test_an_answer_stands_between_a_result_and_the_user(
     reader: str, is_strict: bool
 ) -> None:
     """Mistral refuses a user's message right after a tool's result."""
-    said = answer("", reader)
-    said.tool_calls = [call_of("Ab1Cd2Ef3")]
     result = ToolMessage("found", tool_call_id="Ab1Cd2Ef3")
-    history = [said, result, HumanMessage("And?")]
+    history = [called("Ab1Cd2Ef3", author=reader), result, AGAIN]
 
     fitted, left_out = fit_history(history, reader, is_strict=is_strict)
 
@@ -424,9 +421,7 @@ def test_a_rejected_item_is_left_out_once(way: Way, fault: Status) -> None:
         gateway.script(fault)
         router = RetryRouter(routes=[chat_openai(gateway)])
         said = answer([{"type": "new_item", "id": "rs_1"}, TEXT], "openai", id="resp_1")
-        chunks = ask(
-            way, router, [HumanMessage("hi"), said, HumanMessage("And?")], stop=None
-        )
+        chunks = ask(way, router, [ASKED, said, AGAIN], stop=None)
         sent = [request.payload["messages"] for request in gateway.requests]
     assert [len(one[1]["content"]) for one in sent] == [2, len("Hello.")]
     log = chunks[-1].message.response_metadata["retryrouter"]
@@ -455,86 +450,17 @@ def test_the_id_of_another_accounts_response_is_not_sent() -> None:
     assert foreign_response_id("resp_2", history, Reader("anthropic"), AUTHORS)
 
 
-# What real integrations make of it.
-
-HISTORY = [
-    SystemMessage([{**TEXT, **MARK}]),
-    HumanMessage("Search."),
-    answer(
-        [
-            THINKING,
-            TEXT,
-            {"type": "server_tool_use", "id": "s_1", "name": "web_search", "input": {}},
-            {"type": "tool_use", "id": "call_1", "name": "search", "input": {"q": "a"}},
-        ],
-        "anthropic",
-        calls=True,
-    ),
-    ToolMessage("found", tool_call_id="call_1"),
-    answer(
-        [
-            REASONING,
-            {**TEXT, "id": "msg_1", "annotations": []},
-            {"type": "web_search_call", "id": "ws_1", "status": "completed"},
-        ],
-        "openai",
-    ),
-    HumanMessage("Go on."),
-]
-
-
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_chat_openai_sends_nothing_of_claudes(way: Way) -> None:
-    """The request that leaves has the texts, the call and its result, and no more."""
-    with FaultyGateway() as gateway:
-        model = chat_openai(gateway)
-        ask(way, model, fit_history(HISTORY, provider_of(model))[0])
-        sent = gateway.requests[-1].payload["messages"]
-    assert [message["role"] for message in sent] == (
-        ["system", "user", "assistant", "tool", "assistant", "user"]
-    )
-    assert sent[2]["content"] == "Hello."
-    assert sent[2]["tool_calls"][0]["function"]["name"] == "search"
-    assert not {"thinking", "server_tool_use", "cache_control"} & words(sent)
-
-
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_chat_anthropic_sends_nothing_of_openais(way: Way) -> None:
-    """The request that leaves keeps what is Anthropic's own, and has no item's id."""
-    with FaultyGateway() as gateway:
-        model = chat_anthropic(gateway)
-        gateway.script(
-            after_the_beginning(TEXT_EVENT, END) if way.is_streaming else Answer()
-        )
-        ask(way, model, fit_history(HISTORY, provider_of(model))[0])
-        sent = gateway.requests[-1].payload
-    assert sent["messages"][1]["content"][0] == THINKING
-    assert sent["messages"][3]["content"] == "Hello."
-    assert not {"reasoning", "web_search_call", "msg_1", "rs_1"} & words(sent)
-    assert "cache_control" in words(sent)
-
-
-def words(thing: Any) -> set[str]:
-    """All strings in a document, names included."""
-    return set(json.dumps(thing).replace('"', " ").split())
-
-
-def test_who_is_asked() -> None:
-    """Each integration's provider is told as its messages tell their author."""
+def test_the_provider_of_a_model() -> None:
+    """Each integration's provider is named as its messages name their author."""
     key = SecretStr("any")
     azure = AzureChatOpenAI(
         azure_endpoint="http://127.0.0.1", api_key=key, api_version="1", model="m"
     )
     own = GPTRouterModel(name="gpt-4o", provider_name="openai")
     router = GPTRouter(models_priority_list=[own], gpt_router_api_key=key)
-    assert provider_of(ChatOpenAI(model="gpt-4o", api_key=key)) == "openai"
-    assert provider_of(azure) == "openai"
-    assert provider_of(router) == "gptrouter"
-    assert (
-        provider_of(GenericFakeChatModel(messages=iter(()))) == "genericfakechatmodel"
-    )
-    with FaultyGateway() as gateway:
-        assert provider_of(chat_anthropic(gateway)) == "anthropic"
+    fake = GenericFakeChatModel(messages=iter(()))
+    found = [provider_of(model) for model in (azure, router, fake)]
+    assert found == ["openai", "gptrouter", "genericfakechatmodel"]
 
 
 # Whatever comes.
