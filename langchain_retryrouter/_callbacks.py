@@ -46,7 +46,6 @@ from langchain_core.utils.uuid import uuid7
 from langchain_retryrouter._retry.call_log import AttemptRecord, CallObserver
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter.errors import BASE_ERRORS
-from langchain_retryrouter.failures import Failure
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -185,8 +184,7 @@ class _AttemptRuns(CallObserver):
         self._runs: dict[int, Any] = {}
         self._later: list[Callable[[], Awaitable[None]]] = []  # What is to be awaited.
 
-    def attempt_began(self, record: AttemptRecord, position: int) -> None:
-        del position
+    def attempt_began(self, record: AttemptRecord) -> None:
         number = record.number or 0
         inputs = {"attempt": number, "route": record.route}
         name = f"attempt {number}: {record.route or 'default'}"
@@ -200,10 +198,10 @@ class _AttemptRuns(CallObserver):
 
         self._later.append(start)
 
-    def attempt_ended(self, record: AttemptRecord, failure: Failure | None) -> None:
+    def attempt_ended(self, record: AttemptRecord) -> None:
         number, outputs = record.number or 0, record.as_dict()
         error = None
-        if failure is not None:
+        if (failure := record.failure) is not None:
             status = failure.status_code
             said = failure.kind.value + ("" if status is None else f", status {status}")
             error = BASE_ERRORS[failure.kind](said)

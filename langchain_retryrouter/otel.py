@@ -259,11 +259,11 @@ class _CallTelemetry(CallObserver):
         self._base: context.Context | None = None
         self._attached: context.Context | None = None
 
-    def attempt_began(self, record: AttemptRecord, position: int) -> None:
+    def attempt_began(self, record: AttemptRecord) -> None:
         if self._attempts:
             self._end_attempts()
         if record.number is not None:
-            subject = self._call.describe(position)
+            subject = self._call.describe(record.position)
             attempt = _Attempt(record, subject, subject.sends)
             self._attempts[record.number] = attempt
             if self._is_recording:
@@ -289,9 +289,9 @@ class _CallTelemetry(CallObserver):
         if attempt := self._attempts.get(number):
             attempt.facts.update(facts)
 
-    def attempt_ended(self, record: AttemptRecord, failure: Failure | None) -> None:
+    def attempt_ended(self, record: AttemptRecord) -> None:
         if attempt := self._attempts.get(record.number or 0):
-            attempt.failure, attempt.ended_at = failure, time.time_ns()
+            attempt.failure, attempt.ended_at = record.failure, time.time_ns()
 
     def contains_call(self, number: int | None) -> None:
         """An attempt, or else the latest, is made of the attempts of another call."""

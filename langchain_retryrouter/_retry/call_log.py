@@ -96,8 +96,8 @@ class CallObserver:
     The threads that work for the call run them, in order. What they raise is logged.
     """
 
-    def attempt_began(self, record: AttemptRecord, position: int) -> None:
-        """An attempt begins, on the route at `position`."""
+    def attempt_began(self, record: AttemptRecord) -> None:
+        """An attempt begins."""
 
     def resent(self, number: int, failure: Failure) -> None:
         """An attempt sends its request again in another form, after this failure."""
@@ -105,7 +105,7 @@ class CallObserver:
     def answered(self, number: int, facts: Mapping[str, Any]) -> None:
         """What an answer says of itself: `usage`, `model`, `finish_reasons`."""
 
-    def attempt_ended(self, record: AttemptRecord, failure: Failure | None) -> None:
+    def attempt_ended(self, record: AttemptRecord) -> None:
         """An attempt is over; called again if its end turns out to be another one."""
 
     def waits(self, seconds: float) -> None:
@@ -152,14 +152,9 @@ class CallLog:
     """
 
     def __init__(
-        self,
-        time: Clock,
-        describe: Callable[[int], Subject],
-        held: Sequence[Sequence[Sequence[object]]],
-        *,
-        has_routes: bool,
+        self, time: Clock, describe: Callable[[int], Subject], *, has_routes: bool
     ) -> None:
-        """`held` are limits that an attempt holds, by the position of its route."""
+        """Before the first attempt."""
         self.records: list[AttemptRecord] = []
         self.attempts = 0
         self.observers: list[CallObserver] = []
@@ -167,7 +162,8 @@ class CallLog:
         self.describe = describe
         self.prices: Mapping[str | None, Prices | None] | None = None
         self.cost_of: Callable[[AttemptRecord], float | None] | None = None
-        self._held_by = held
+        # The limits that an attempt holds, by the position of its route.
+        self._held_by: tuple[Sequence[Sequence[object]], ...] = ()
         self._has_routes = has_routes
         self._current = AttemptRecord(None, outcome="cancelled")  # Nothing is sent.
         self.wants_facts = False

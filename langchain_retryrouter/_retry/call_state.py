@@ -105,11 +105,11 @@ class CallState(CallLog):
         reserve: Callable[[int, int], Refusal | None] | None = None,
         spend_limits: Sequence[Sequence[object]] = (),
     ) -> None:
-        of_rate = () if limits is None else (limits.routes,)
-        of_money = (spend_limits,) if any(spend_limits) else ()
-        super().__init__(
-            time, describe, held=(*of_rate, *of_money), has_routes=routes is not None
-        )
+        super().__init__(time, describe, has_routes=routes is not None)
+        if limits is not None:
+            self._held_by += (limits.routes,)
+        if any(spend_limits):
+            self._held_by += (spend_limits,)
         self.policy = policy
         self.routes = [RouteState(None, breaker)] if routes is None else routes
         self.budget = budget
@@ -415,7 +415,7 @@ class CallState(CallLog):
     def header_reader(self) -> Callable[[Headers], None] | None:
         """What takes the headers of the current attempt's answer, if they count."""
         sent = self._current
-        if not any(one.is_adaptive for one in sent.reservations):
+        if self.limits is None or not any(one.is_adaptive for one in sent.reservations):
             return None
         return functools.partial(self._observe, sent)
 
@@ -723,7 +723,7 @@ class CallState(CallLog):
         self.attempts += 1
         self._sent[position] += 1
         for observer in self.observers:
-            guarded(observer.attempt_began, record, position)
+            guarded(observer.attempt_began, record)
         return record
 
     def _from_here(self, *, is_last_resort: bool) -> Iterator[int]:
@@ -843,7 +843,7 @@ class CallState(CallLog):
             status = None if failure is None else failure.status_code
             health.note(outcome, status, attempt.seconds, self.clock.monotonic())
         for observer in self.observers:
-            guarded(observer.attempt_ended, attempt, failure)
+            guarded(observer.attempt_ended, attempt)
 
     def _pay(self, *, throttled: bool) -> bool:
         """Take the price of an attempt from the budget; False if it is too low."""
