@@ -146,16 +146,14 @@ def _observe(key: str, _options: Any) -> list[metrics.Observation]:
     levels: dict[Labels, list[float]] = {}
     for one, name in list(_gauged.items()) if _instrumentations() else ():
         found: dict[Labels, float] = {}
-        if isinstance(one, CircuitBreaker):
-            if key == "breaker":
-                found = {((_ROUTE, name),): _STATES.index(one.state)}
-        elif isinstance(one, RetryBudget):
-            if key == "budget":
-                found = {((_BUDGET, name),): one.tokens}
-        elif key == "available":
+        if key == "breaker" and isinstance(one, CircuitBreaker):
+            found = {((_ROUTE, name),): _STATES.index(one.state)}
+        elif key == "budget" and isinstance(one, RetryBudget):
+            found = {((_BUDGET, name),): one.tokens}
+        elif key == "available" and isinstance(one, RateLimit):
             label = (_LIMIT, name)
             found = {(label, (_LIMIT_KIND, k)): n for k, n in one.available().items()}
-        elif key in {"in_flight", "waiting"}:
+        elif key in {"in_flight", "waiting"} and isinstance(one, RateLimit):
             found = {((_LIMIT, name),): getattr(one, key)}
         for labels, level in found.items():
             levels.setdefault(labels, []).append(level)
@@ -209,7 +207,7 @@ _MOST_RECORDED: Final = 1_000
 
 _CURRENT: Final = context.create_key("langchain-retryrouter-attempt")
 _LONGEST_NAME: Final = 200
-_MOST_NAMES: Final = 200  # Different label values, and models that are kept.
+_MOST_NAMES: Final = 200  # Different label values, and models that are remembered.
 
 
 class _Model(NamedTuple):
@@ -408,18 +406,14 @@ class _CallTelemetry(CallObserver):
         record, facts, span = attempt.record, attempt.facts, attempt.span
         if span is None:
             return
+        reasons = map(_text, facts.get("finish_reasons") or ())
         found = {
             _ROUTE: record.route,
             _OUTCOME: outcome,
             _WAIT: record.wait or None,
             _LIMITER_WAIT: record.limiter_wait or None,
             _RESPONSE_MODEL: _text(facts.get("model")),
-            _FINISH_REASONS: [
-                text
-                for one in facts.get("finish_reasons") or ()
-                if (text := _text(one))
-            ]
-            or None,
+            _FINISH_REASONS: [one for one in reasons if one] or None,
             **counts,
         }
         if failure is not None:
@@ -498,9 +492,10 @@ class Instrumentation:
         """Make the instruments of all `METRICS`."""
         self.tracer = tracer
         self.values = _values.setdefault(provider, _Values())
+        # What is said of a subject, and the labels of an attempt.
+        self.model = functools.lru_cache(_MOST_NAMES)(self._describe)
+        self.labels = functools.lru_cache(_MOST_NAMES)(self._label)
         self._names: set[str] = set()
-        self._models: dict[Subject, _Model] = {}
-        self._labels: dict[tuple[Subject, str | None, str], Labels] = {}
         self._histograms: dict[str, metrics.Histogram] = {}
         meter = provider.get_meter(_SCOPE, __version__)
         for key, (name, kind, unit, description) in METRICS.items():
@@ -539,41 +534,24 @@ class Instrumentation:
                     _gauged[limit] = limit.name or "default"
         return _CallTelemetry(self, call)
 
-    def model(self, subject: Subject) -> _Model:
-        """What is said of a model."""
-        known = self._models.get(subject)
-        if known is None:
-            operation, name, model, _ = subject
-            attributes = {
-                _OPERATION: operation,
-                _PROVIDER: _PROVIDERS.get(name, name) or _OTHER,
-            }
-            if model:
-                attributes[_REQUEST_MODEL] = model
-            labels = tuple(
-                (key, self.bounded(value)) for key, value in attributes.items()
-            )
-            span_name = f"{operation} {model}" if model else operation
-            duration = "embeddings" if operation == "embeddings" else "call"
-            known = _Model(span_name, attributes, labels, duration)
-            if len(self._models) < _MOST_NAMES:
-                self._models[subject] = known
-        return known
+    def _describe(self, subject: Subject) -> _Model:
+        operation, name, model, _ = subject
+        provider = _PROVIDERS.get(name, name) or _OTHER
+        attributes = {_OPERATION: operation, _PROVIDER: provider}
+        if model:
+            attributes[_REQUEST_MODEL] = model
+        labels = tuple((key, self.bounded(value)) for key, value in attributes.items())
+        span_name = f"{operation} {model}" if model else operation
+        duration = "embeddings" if operation == "embeddings" else "call"
+        return _Model(span_name, attributes, labels, duration)
+
+    def _label(self, subject: Subject, route: str | None, outcome: str) -> Labels:
+        own = (_ROUTE, self.bounded(route)), (_OUTCOME, outcome)
+        return self.model(subject).labels + own
 
     def record(self, key: str, value: float, labels: Labels) -> None:
         """Record a value of a histogram."""
         self.values.record(self._histograms[key], value, labels)
-
-    def labels(self, subject: Subject, route: str | None, outcome: str) -> Labels:
-        """The labels of an attempt."""
-        key = subject, route, outcome
-        known = self._labels.get(key)
-        if known is None:
-            own = (_ROUTE, self.bounded(route)), (_OUTCOME, outcome)
-            known = self.model(subject).labels + own
-            if len(self._labels) < _MOST_NAMES:
-                self._labels[key] = known
-        return known
 
     def bounded(self, name: str | None) -> str:
         """A label's value: calls may name any model."""

@@ -22,6 +22,7 @@ from langchain_retryrouter._retry.engine import Attempt, RetryContext, call
 from langchain_retryrouter._retry.health import RouteState
 from langchain_retryrouter.failures import FAILURE_ACTIONS
 from langchain_retryrouter.otel import instrument
+from langchain_retryrouter.testing import FakeClock
 
 CALLS, FAILURES = 20_000, 2
 SUBJECT = Subject("chat", "openai", "gpt-4o")
@@ -29,25 +30,10 @@ POLICY = RetryPolicy(max_retries=FAILURES)
 FACTS = {"model": "gpt-4o", "usage": {"input_tokens": 11, "output_tokens": 7}}
 
 
-class NoWaits:
+class NoWaits(FakeClock):
     """A clock that does not wait, and keeps no list of the waits."""
 
-    def monotonic(self) -> float:
-        """The system's."""
-        return time.monotonic()
-
-    def time(self) -> float:
-        """The system's."""
-        return time.time()
-
-    def random(self) -> float:
-        """Always the same."""
-        return 0.5
-
-    def sleep(self, _seconds: float, /) -> None:
-        """Return at once."""
-
-    async def asleep(self, _seconds: float, /) -> None:
+    def sleep(self, seconds: float) -> None:
         """Return at once."""
 
 

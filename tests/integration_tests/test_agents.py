@@ -93,6 +93,18 @@ class Lab:
         agent, mode = agent or self.agent(), "messages"
         return self.twin.stream(agent, QUESTION, *config, stream_mode=mode, into=chunks)
 
+    def turns(self, way: str, *config: Any) -> tuple[Any, Any]:
+        """The model's two messages: it called the tool for Oslo, and then answered."""
+        if way == "stream":
+            chunks = self.stream(None, *config)
+            called, answer = streamed(chunks)
+            assert len(chunks) > len(ANSWER.split())
+        else:
+            _, called, result, answer = self.ask(None, QUESTION, *config)
+            assert result.tool_call_id == called.tool_calls[0]["id"]
+        assert_answered(called, answer)
+        return called, answer
+
     def assert_asked(self, requests: int, runs: int = 1) -> None:
         """So many requests came, and the tool ran so often, for Oslo."""
         assert len(self.gateway.requests) == requests
@@ -118,8 +130,10 @@ def lab(
     return Lab(twin, gateway, fake_clock, get_weather, cities)
 
 
-def attempts_of(message: AIMessage) -> int:
-    return len(message.response_metadata["retryrouter"]["attempts"])
+def attempts_of(message: AIMessage) -> list[dict[str, Any]]:
+    attempts: list[dict[str, Any]]
+    attempts = message.response_metadata["retryrouter"]["attempts"]
+    return attempts
 
 
 def streamed(chunks: list[Any]) -> list[AIMessageChunk]:
@@ -140,15 +154,18 @@ def assert_answered(called: Any, answer: Any) -> None:
 
 @pytest.mark.parametrize("gateway", ["public", "hosted"], indirect=True)
 @pytest.mark.parametrize(
-    "fault", [*BEFORE_THE_FIRST_TOKEN, *AFTER_THE_FIRST_TOKEN], ids=str
+    ("way", "fault"),
+    [
+        *(("invoke", fault) for fault in AFTER_THE_FIRST_TOKEN),
+        *((way, one) for way in ("invoke", "stream") for one in BEFORE_THE_FIRST_TOKEN),
+    ],
+    ids=str,
 )
-def test_an_agent_ends(lab: Lab, fault: Step) -> None:
-    """Both calls of the model fail once, and the tool runs once all the same."""
+def test_an_agent_ends(lab: Lab, fault: Step, way: str) -> None:
+    """Both calls of the model fail once, the tool runs once, and tokens come once."""
     lab.gateway.script(fault, Answer(), fault, Answer())
-    _, called, result, answer = lab.ask()
-    assert_answered(called, answer)
-    assert result.tool_call_id == called.tool_calls[0]["id"]
-    assert attempts_of(called) == attempts_of(answer) == 2
+    called, answer = lab.turns(way)
+    assert len(attempts_of(called)) == len(attempts_of(answer)) == 2
     lab.assert_asked(4)
 
 
@@ -160,16 +177,6 @@ def test_calls_of_one_turn_are_each_made_once(lab: Lab) -> None:
     assert len(messages[1].tool_calls) == len(lab.cities) == 2
     assert messages[-1].content.startswith("The tools said: ")
     assert len(lab.gateway.requests) == 4
-
-
-@pytest.mark.parametrize("fault", BEFORE_THE_FIRST_TOKEN, ids=str)
-def test_an_agents_tokens_come_once(lab: Lab, fault: Step) -> None:
-    """A fault before the first token leaves no trace in the stream of tokens."""
-    lab.gateway.script(fault, Answer(), fault, Answer())
-    chunks = lab.stream()
-    assert_answered(*streamed(chunks))
-    assert len(chunks) > len(ANSWER.split())
-    lab.assert_asked(4)
 
 
 @pytest.mark.parametrize("turn", [1, 2], ids=["call", "answer"])
@@ -278,24 +285,20 @@ class RouterLab(Lab):
 
     def agent(self, *, middleware: Any = (), **fields: Any) -> Any:
         """An agent, of a router with these fields besides."""
-        url = self.backup.url
-        routes = [
-            self.llm(max_retries=0, clock=None),
-            self.llm(
-                max_retries=0,
-                clock=None,
-                models_priority_list=[OTHER],
-                gpt_router_api_base=url,
-            ),
-        ]
-        settings: dict[str, Any] = {
-            "routes": routes,
-            "clock": self.clock,
-            "retry_policy": RetryPolicy(max_retries=1),
-            "breaker_settings": None,
+        second = {
+            "models_priority_list": [OTHER],
+            "gpt_router_api_base": self.backup.url,
         }
+        once: dict[str, Any] = {"max_retries": 0, "clock": None}
+        router = RetryRouter(
+            routes=[self.llm(**once), self.llm(**once, **second)],
+            clock=self.clock,
+            retry_policy=RetryPolicy(max_retries=1),
+            breaker_settings=None,
+            **fields,
+        )
         return create_agent(
-            RetryRouter(**{**settings, **fields}),
+            router,
             [self.get_weather],
             middleware=middleware,
             checkpointer=InMemorySaver(),
@@ -318,10 +321,8 @@ def router_lab(
         yield RouterLab(twin, primary, fake_clock, get_weather, cities, backup)
 
 
-def routes_of(message: Any) -> list[str]:
-    """The routes in the attempt log of a message."""
-    attempt_log = message.response_metadata["retryrouter"]
-    return [line["route"] for line in attempt_log["attempts"]]
+def routes_of(message: AIMessage) -> list[str]:
+    return [line["route"] for line in attempts_of(message)]
 
 
 @pytest.mark.parametrize("fault", BEFORE_THE_FIRST_TOKEN, ids=str)
@@ -331,13 +332,7 @@ def test_an_agent_ends_without_the_first_route(
 ) -> None:
     """Each turn fails over, its attempt log says so, and the tool runs once."""
     router_lab.gateway.always(fault)
-    if way == "stream":
-        chunks = router_lab.stream(None, THREAD)
-        called, answer = streamed(chunks)
-        assert len(chunks) > len(ANSWER.split())
-    else:
-        _, called, _, answer = router_lab.ask(None, QUESTION, THREAD)
-    assert_answered(called, answer)
+    called, answer = router_lab.turns(way, THREAD)
     expected = [MODEL.name, MODEL.name, OTHER.name]
     assert routes_of(called) == routes_of(answer) == expected
     assert answer.response_metadata["model_name"] == OTHER.name
@@ -347,11 +342,9 @@ def test_an_agent_ends_without_the_first_route(
 def test_an_agent_changes_its_route_between_two_turns(router_lab: RouterLab) -> None:
     """The second model answers from the result of a call that the first one made."""
     router_lab.gateway.script(Answer(), Status(503), Status(503))
-    _, called, result, answer = router_lab.ask(None, QUESTION, THREAD)
+    called, answer = router_lab.turns("invoke", THREAD)
     assert routes_of(called) == [MODEL.name]
     assert routes_of(answer) == [MODEL.name, MODEL.name, OTHER.name]
-    assert result.tool_call_id == called.tool_calls[0]["id"]
-    assert_answered(called, answer)
     assert router_lab.cities == ["Oslo"]
 
 

@@ -7,6 +7,8 @@ route, and a healthy one the second; then the sick one is asked alone.
 from __future__ import annotations
 
 import asyncio
+import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -172,31 +174,26 @@ def _tools(model: Runnable[Any, Any], reply: Reply) -> Runnable[Any, Any]:
     return bind([schema])
 
 
-def ask(build: Callable[[], Runnable[Any, Any]], method: Method) -> BaseMessage:
-    """The answer of the model that `build` makes; its chunks added up."""
+def pieces(build: Callable[[], Runnable[Any, Any]], method: Method) -> list[Any]:
+    """The answer of the model that `build` makes, or its chunks."""
     prompt = "Hello there"
 
-    async def aask() -> BaseMessage:
-        model = build()
+    async def apieces() -> list[Any]:
+        model = build()  # Some need the event loop.
         if method == "ainvoke":
-            answer: BaseMessage = await model.ainvoke(prompt)
-            return answer
-        return _added([chunk async for chunk in model.astream(prompt)])
+            return [await model.ainvoke(prompt)]
+        return [chunk async for chunk in model.astream(prompt)]
 
     if method.startswith("a"):
-        return asyncio.run(aask())
+        return asyncio.run(apieces())
     model = build()
-    if method == "invoke":
-        answer: BaseMessage = model.invoke(prompt)
-        return answer
-    return _added(list(model.stream(prompt)))
+    return [model.invoke(prompt)] if method == "invoke" else list(model.stream(prompt))
 
 
-def _added(chunks: list[Any]) -> BaseMessage:
-    total = chunks[0]
-    for chunk in chunks[1:]:
-        total += chunk
-    return total  # type: ignore[no-any-return]
+def ask(build: Callable[[], Runnable[Any, Any]], method: Method) -> BaseMessage:
+    """The same, with the chunks added up."""
+    total: BaseMessage = functools.reduce(operator.add, pieces(build, method))
+    return total
 
 
 def _policy(how: str, method: Method) -> RetryPolicy:

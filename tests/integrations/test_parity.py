@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import functools
 import json
+import operator
 import warnings
 from typing import Any, Final
 
@@ -18,9 +18,9 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langchain_core.runnables import Runnable
 
 from langchain_retryrouter import RetryPolicy, RetryRouter, RetryRouterError, Route
+from tests.integrations.matrix import pieces
 from tests.integrations.rows import ROWS, Method
 from tests.support.providers.rich import NAMES, rich
 from tests.support.providers.server import TOOL, Script, ScriptedProvider
@@ -47,21 +47,6 @@ TOOLS: Final = [
 ]
 # Those whose `with_structured_output` has no format of the provider's own.
 NO_FORMAT: Final = {"aws-invoke", "deepseek", "nvidia", "google-vertexai"}
-
-
-def pieces(model: Runnable[Any, Any], method: Method) -> list[Any]:
-    """An answer, or its chunks."""
-
-    async def apieces() -> list[Any]:
-        if method == "ainvoke":
-            return [await model.ainvoke("Hello there")]
-        return [chunk async for chunk in model.astream("Hello there")]
-
-    if method.startswith("a"):
-        return asyncio.run(apieces())
-    if method == "invoke":
-        return [model.invoke("Hello there")]
-    return list(model.stream("Hello there"))
 
 
 def told(chunk: Any) -> dict[str, Any]:
@@ -96,15 +81,14 @@ def test_an_answer_is_the_bare_models(name: str, reply: Any, method: Method) -> 
     with ScriptedProvider(protocol, script) as provider:
         bare = row.model(provider.url)
         router = RetryRouter(routes=[row.model(provider.url)], retry_policy=ONCE)
-        theirs = pieces(bare.bind_tools(TOOLS), method)
-        ours = pieces(router.bind_tools(TOOLS), method)
+        theirs = pieces(lambda: bare.bind_tools(TOOLS), method)
+        ours = pieces(lambda: router.bind_tools(TOOLS), method)
     assert provider.requests[0] == provider.requests[1]
     assert list(filter(None, map(told, ours))) == list(filter(None, map(told, theirs)))
     assert [type(one) for one in ours[:1]] == [type(one) for one in theirs[:1]]
-    total = functools.reduce(lambda one, other: one + other, ours)
+    total, whole = (functools.reduce(operator.add, one) for one in (ours, theirs))
     metadata = dict(total.response_metadata)
     del metadata["retryrouter"]
-    whole = functools.reduce(lambda one, other: one + other, theirs)
     metadata.get("ResponseMetadata", {}).pop("MaxAttemptsReached", None)  # boto's count
     assert metadata == whole.response_metadata
 

@@ -51,21 +51,10 @@ class Trace:
     def config(self) -> Any:
         return {"callbacks": [self.tracer]}
 
-    def model(self, gateway: FaultyGateway, name: str, **fields: Any) -> GPTRouter:
-        """A GPTRouter for one model."""
-        return gpt_router(gateway, name, **fields)
-
     @property
     def llm(self) -> GPTRouter:
         """The model of most tests, whose waits take no time."""
-        return self.model(self.gateway, "gpt-4", clock=self.clock)
-
-    def router(self, backup: FaultyGateway, max_retries: int) -> RetryRouter:
-        return RetryRouter(
-            routes=[self.llm, self.model(backup, "gpt-4o")],
-            retry_policy=RetryPolicy(max_retries=max_retries),
-            clock=self.clock,
-        )
+        return gpt_router(self.gateway, "gpt-4", clock=self.clock)
 
     def runs(self, run_type: str) -> list[dict[str, Any]]:
         """The runs that were posted; the key is in none of them."""
@@ -160,7 +149,7 @@ def test_no_key_is_posted(twin: Twin, trace: Trace) -> None:
             call(llm, "hi", trace.config)
     proxy = "http://user:the-password-of-the-proxy@127.0.0.1:1"
     with FaultyGateway() as gone:
-        unreachable = trace.model(gone, "gpt-4", proxy=proxy, max_retries=0)
+        unreachable = gpt_router(gone, "gpt-4", proxy=proxy, max_retries=0)
     with pytest.raises(Exception, match="no connection"):
         twin.invoke(unreachable, "hi", trace.config)
     assert len(trace.runs("llm")) == 4
@@ -172,8 +161,12 @@ def test_a_router_is_one_run(twin: Twin, trace: Trace, way: str) -> None:
     """Its routes have no runs: their attempts are events of the router's run."""
     trace.gateway.always(Status(503))
     with FaultyGateway() as backup:
-        chain = trace.router(backup, max_retries=1) | StrOutputParser()
-        getattr(twin, way)(chain, "hi", trace.config)
+        router = RetryRouter(
+            routes=[trace.llm, gpt_router(backup, "gpt-4o")],
+            retry_policy=RetryPolicy(max_retries=1),
+            clock=trace.clock,
+        )
+        getattr(twin, way)(router | StrOutputParser(), "hi", trace.config)
 
     [run] = trace.runs("llm")
     assert run["name"] == "RetryRouter"

@@ -14,7 +14,7 @@ from tests.support.providers.server import (
     USAGE,
     Protocol,
     Reply,
-    sse,
+    typed_sse,
     whole_arguments,
     whole_text,
 )
@@ -48,8 +48,8 @@ def message(reply: Reply) -> dict[str, Any]:
     }
 
 
-def event_bodies(reply: Reply) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The events of a stream as data, up to where a cut one ends, and the others."""
+def events(reply: Reply) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The events of a stream, up to where a cut one ends, and the others."""
     usage = {"input_tokens": USAGE[0], "output_tokens": 1}
     begin = message(reply) | {"content": [], "stop_reason": None, "usage": usage}
     if reply == "tool":
@@ -79,22 +79,9 @@ def event_bodies(reply: Reply) -> tuple[list[dict[str, Any]], list[dict[str, Any
     return first, [pieces[1], stop, end, {"type": "message_stop"}]
 
 
-def _named(event: Any) -> str:
-    return str(event["type"])
-
-
-def _events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
-    first, rest = event_bodies(reply)
-    return sse(*first, name=_named), sse(*rest, name=_named)
-
-
 def error(status: int, message: str) -> dict[str, Any]:
     kind = _TYPES.get(status, "api_error")
     return {"type": "error", "error": {"type": kind, "message": message}}
 
 
-def _event(message: str) -> bytes:
-    return sse(error(500, message), name=_named)[0]
-
-
-ANTHROPIC: Final = Protocol(message, _events, error, _event)
+ANTHROPIC: Final = Protocol(message, events, error, typed_sse)

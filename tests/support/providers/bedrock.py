@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 import struct
+from dataclasses import replace
 from typing import Any, Final
 
 from tests.support.providers import anthropic
@@ -69,9 +70,9 @@ def frame(body: Any, **headers: str) -> bytes:
     return message + struct.pack("!I", binascii.crc32(message))
 
 
-def _event_frame(name: str, body: Any) -> bytes:
+def _event_frame(event: tuple[str, Any]) -> bytes:
     kind = {"message_type": "event", "content_type": "application/json"}
-    return frame(body, event_type=name, **kind)
+    return frame(event[1], event_type=event[0], **kind)
 
 
 def _event(message: str) -> bytes:
@@ -97,42 +98,37 @@ def _whole(reply: Reply) -> dict[str, Any]:
     }
 
 
-def _events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
+def _events(reply: Reply) -> tuple[list[Any], list[Any]]:
     if reply == "tool":
         deltas: list[dict[str, Any]] = [
             {"toolUse": {"input": one}} for one in ARGUMENTS
         ]
         tool = {"toolUse": {"toolUseId": "tooluse_1", "name": TOOL}}
-        start = [
-            _event_frame("contentBlockStart", {"start": tool, "contentBlockIndex": 0})
-        ]
+        start = [("contentBlockStart", {"start": tool, "contentBlockIndex": 0})]
     else:
         deltas, start = [{"text": one} for one in TEXT], []
     pieces = [
-        _event_frame("contentBlockDelta", {"delta": one, "contentBlockIndex": 0})
-        for one in deltas
+        ("contentBlockDelta", {"delta": one, "contentBlockIndex": 0}) for one in deltas
     ]
-    first = [_event_frame("messageStart", {"role": "assistant"}), *start, pieces[0]]
     end = {"usage": _TOKENS, "metrics": {"latencyMs": 1}}
-    rest = [
+    return [("messageStart", {"role": "assistant"}), *start, pieces[0]], [
         pieces[1],
-        _event_frame("contentBlockStop", {"contentBlockIndex": 0}),
-        _event_frame("messageStop", {"stopReason": _reason(reply)}),
-        _event_frame("metadata", end),
+        ("contentBlockStop", {"contentBlockIndex": 0}),
+        ("messageStop", {"stopReason": _reason(reply)}),
+        ("metadata", end),
     ]
-    return first, rest
 
 
-def _invoke_events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
-    first, rest = anthropic.event_bodies(reply)
+def _invoke_events(reply: Reply) -> tuple[list[Any], list[Any]]:
+    first, rest = anthropic.events(reply)
     # Bedrock's own count of the tokens, in the last chunk.
     rest[-1]["amazon-bedrock-invocationMetrics"] = _METRICS
-    return [_chunk(one) for one in first], [_chunk(one) for one in rest]
+    return first, rest
 
 
 def _chunk(body: dict[str, Any]) -> bytes:
     encoded = base64.b64encode(json.dumps(body).encode()).decode()
-    return _event_frame("chunk", {"bytes": encoded})
+    return _event_frame(("chunk", {"bytes": encoded}))
 
 
 def error(status: int, message: str) -> dict[str, Any]:
@@ -150,15 +146,12 @@ def _is_stream(path: str, body: Any) -> bool:
 
 
 CONVERSE: Final = Protocol(
-    _whole, _events, error, _event, _is_stream, _STREAM, _error_headers
+    _whole, _events, error, _event_frame, _event, _is_stream, _STREAM, _error_headers
 )
-INVOKE_MODEL: Final = Protocol(
-    anthropic.message,
-    _invoke_events,
-    error,
-    _event,
-    _is_stream,
-    _STREAM,
-    _error_headers,
-    _METRIC_HEADERS,
+INVOKE_MODEL: Final = replace(
+    CONVERSE,
+    whole=anthropic.message,
+    events=_invoke_events,
+    frame=_chunk,
+    headers=_METRIC_HEADERS,
 )

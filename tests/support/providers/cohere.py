@@ -11,7 +11,7 @@ from tests.support.providers.server import (
     USAGE,
     Protocol,
     Reply,
-    sse,
+    typed_sse,
     whole_text,
 )
 
@@ -34,15 +34,11 @@ def _whole(reply: Reply) -> dict[str, Any]:
     return {"id": "c1", "message": message, "finish_reason": reason, "usage": _USAGE}
 
 
-def _named(event: Any) -> str:
-    return str(event["type"])
-
-
 def _delta(kind: str, message: dict[str, Any], **place: int) -> dict[str, Any]:
     return {"type": kind, **place, "delta": {"message": message}}
 
 
-def _events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
+def _events(reply: Reply) -> tuple[list[Any], list[Any]]:
     begin = {
         "type": "message-start",
         "id": "c1",
@@ -73,7 +69,7 @@ def _events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
         rest = [deltas[1], {"type": "content-end", "index": 0}]
     reason = "TOOL_CALL" if reply == "tool" else "COMPLETE"
     rest.append(_end(reason))
-    return sse(*first, name=_named), sse(*rest, name=_named)
+    return first, rest
 
 
 def _end(reason: str, **more: str) -> dict[str, Any]:
@@ -82,7 +78,7 @@ def _end(reason: str, **more: str) -> dict[str, Any]:
 
 
 def _event(message: str) -> bytes:
-    return sse(_end("ERROR", error=message), name=_named)[0]
+    return typed_sse(_end("ERROR", error=message))
 
 
 def error(status: int, message: str) -> dict[str, Any]:
@@ -90,4 +86,4 @@ def error(status: int, message: str) -> dict[str, Any]:
     return {"id": "e1", "message": message}
 
 
-COHERE: Final = Protocol(_whole, _events, error, _event)
+COHERE: Final = Protocol(_whole, _events, error, typed_sse, _event)

@@ -15,7 +15,6 @@ from tests.support.providers.server import (
     USAGE,
     Protocol,
     Reply,
-    sse,
     whole_arguments,
     whole_text,
 )
@@ -58,12 +57,10 @@ def _whole(reply: Reply) -> dict[str, Any]:
     return _answer(_part(reply, whole_text()), "STOP")
 
 
-def _events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
+def _events(reply: Reply) -> tuple[list[Any], list[Any]]:
     # A call comes whole, so that a cut one ends behind it.
-    return (
-        sse(_answer(_part(reply, TEXT[0]), None)),
-        sse(_answer({"text": "" if reply == "tool" else TEXT[1]}, "STOP")),
-    )
+    last = {"text": "" if reply == "tool" else TEXT[1]}
+    return [_answer(_part(reply, TEXT[0]), None)], [_answer(last, "STOP")]
 
 
 def error(status: int, message: str) -> dict[str, Any]:
@@ -76,19 +73,23 @@ def _event(message: str) -> bytes:
     return json.dumps(error(500, message)).encode() + b"\n\n"
 
 
-def _list_events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
-    # Without `alt=sse`: the elements of one array.
-    first = json.dumps(_answer(_part(reply, TEXT[0]), None))
-    last = json.dumps(_answer({"text": "" if reply == "tool" else TEXT[1]}, "STOP"))
-    return [f"[{first}".encode()], [f",\n{last}]".encode()]
+def _element(body: dict[str, Any]) -> bytes:
+    # Without `alt=sse`: one of the two elements of an array.
+    text = json.dumps(body)
+    is_last = "finishReason" in body["candidates"][0]
+    return (f",\n{text}]" if is_last else f"[{text}").encode()
 
 
 GEMINI: Final = Protocol(
-    _whole, _events, error, _event, lambda path, _: "streamGenerateContent" in path
+    _whole,
+    _events,
+    error,
+    event=_event,
+    is_stream=lambda path, _: "streamGenerateContent" in path,
 )
 GEMINI_LIST: Final = replace(
     GEMINI,
-    events=_list_events,
+    frame=_element,
     event=lambda message: b"[" + json.dumps(error(500, message)).encode() + b"]",
     stream_type="application/json",
 )

@@ -23,18 +23,10 @@ def _own(body: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def _whole(reply: Reply) -> dict[str, Any]:
-    return _own(openai.whole(reply))
-
-
-def _named(_: Any) -> str:
-    return "message"
-
-
-def _events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
+def _events(reply: Reply) -> tuple[list[Any], list[Any]]:
     first, rest = openai.chunks(reply)
-    whole = [_own(one) for one in rest if isinstance(one, dict)]  # It sends no [DONE].
-    return sse(*map(_own, first), name=_named), sse(*whole, name=_named)
+    rest = [_own(one) for one in rest if isinstance(one, dict)]  # It sends no [DONE].
+    return [_own(one) for one in first], rest
 
 
 def error(status: int, message: str, code: str = "") -> dict[str, Any]:
@@ -43,15 +35,12 @@ def error(status: int, message: str, code: str = "") -> dict[str, Any]:
     return {"errors": errors, "trace": "t1", "status_code": status}
 
 
-def _event(message: str) -> bytes:
-    return sse(error(500, message), name=lambda _: "error")[0]
-
-
 IBM: Final = Protocol(
-    _whole,
+    lambda reply: _own(openai.whole(reply)),
     _events,
     error,
-    _event,
+    lambda event: sse(event, "message"),
+    lambda message: sse(error(500, message), "error"),
     lambda path, _: "chat_stream" in path,
     is_tls=True,
     is_setup=lambda path: path.startswith("/ml/wml_services/"),

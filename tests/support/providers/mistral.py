@@ -15,10 +15,10 @@ from tests.support.providers.openai import (
     role_chunk,
     tool_call,
 )
-from tests.support.providers.server import ARGUMENTS, TEXT, Reply, sse
+from tests.support.providers.server import ARGUMENTS, TEXT, Reply
 
 
-def _events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
+def _chunks(reply: Reply) -> tuple[list[Any], list[Any]]:
     first = [role_chunk(reply)]
     delta: dict[str, Any] = {"content": TEXT[1]}
     if reply == "text":
@@ -26,7 +26,7 @@ def _events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
     else:  # A call comes whole, with the end.
         delta = {"content": "", "tool_calls": [tool_call("".join(ARGUMENTS))]}
     end = chunk(delta, "tool_calls" if reply == "tool" else "stop")
-    return sse(*first), sse({**end, "usage": USAGE_BODY}, "[DONE]")
+    return first, [{**end, "usage": USAGE_BODY}, "[DONE]"]
 
 
 def error(status: int, message: str) -> dict[str, Any]:
@@ -41,8 +41,4 @@ def error(status: int, message: str) -> dict[str, Any]:
     }
 
 
-def _event(message: str) -> bytes:
-    return sse(error(500, message))[0]
-
-
-MISTRAL: Final = replace(OPENAI, events=_events, error=error, event=_event)
+MISTRAL: Final = replace(OPENAI, events=_chunks, error=error)

@@ -32,10 +32,6 @@ def _line(message: dict[str, Any], *, done: bool) -> dict[str, Any]:
     }
 
 
-def _lines(*bodies: dict[str, Any]) -> list[bytes]:
-    return [json.dumps(body).encode() + b"\n" for body in bodies]
-
-
 def _message(reply: Reply, text: str) -> dict[str, Any]:
     if reply == "tool":
         call = {"function": {"name": TOOL, "arguments": whole_arguments()}}
@@ -47,11 +43,10 @@ def _whole(reply: Reply) -> dict[str, Any]:
     return _line(_message(reply, whole_text()), done=True)
 
 
-def _events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
+def _events(reply: Reply) -> tuple[list[Any], list[Any]]:
     # A call comes whole, so that a cut one ends behind it.
-    first = _lines(_line(_message(reply, TEXT[0]), done=False))
     end = _line({"content": "" if reply == "tool" else TEXT[1]}, done=True)
-    return first, _lines(end)
+    return [_line(_message(reply, TEXT[0]), done=False)], [end]
 
 
 def error(status: int, message: str) -> dict[str, Any]:
@@ -59,16 +54,12 @@ def error(status: int, message: str) -> dict[str, Any]:
     return {"error": message}
 
 
-def _event(message: str) -> bytes:
-    return _lines(error(500, message))[0]
-
-
 OLLAMA: Final = Protocol(
     _whole,
     _events,
     error,
-    _event,
+    lambda body: json.dumps(body).encode() + b"\n",
     # Without the field, Ollama streams.
-    lambda _, body: bool(body.get("stream", True)),
+    is_stream=lambda _, body: bool(body.get("stream", True)),
     stream_type="application/x-ndjson",
 )

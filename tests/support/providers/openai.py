@@ -15,7 +15,6 @@ from tests.support.providers.server import (
     USAGE,
     Protocol,
     Reply,
-    sse,
     whole_text,
 )
 
@@ -75,15 +74,10 @@ def chunks(reply: Reply) -> tuple[list[Any], list[Any]]:
     return [role_chunk(reply), chunk(first)], [chunk(second), end, usage, "[DONE]"]
 
 
-def _events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
-    first, rest = chunks(reply)
-    return sse(*first), sse(*rest)
-
-
-def _groq_events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
+def _groq_chunks(reply: Reply) -> tuple[list[Any], list[Any]]:
     first, (second, end, _, done) = chunks(reply)
     end["x_groq"] = {"id": "req_1", "usage": USAGE_BODY}
-    return sse(*first), sse(second, end, done)
+    return first, [second, end, done]
 
 
 def error(status: int, message: str) -> dict[str, Any]:
@@ -94,10 +88,6 @@ def error(status: int, message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
-def _event(message: str) -> bytes:
-    return sse(error(500, message))[0]
-
-
-OPENAI: Final = Protocol(whole, _events, error, _event)
-GROQ: Final = replace(OPENAI, events=_groq_events)
+OPENAI: Final = Protocol(whole, chunks, error)
+GROQ: Final = replace(OPENAI, events=_groq_chunks)
 """Its usage has a place of its own."""

@@ -12,7 +12,7 @@ from tests.support.providers.server import (
     USAGE,
     Protocol,
     Reply,
-    sse,
+    typed_sse,
     whole_text,
 )
 
@@ -61,11 +61,7 @@ def _response(reply: Reply, status: str = "completed") -> dict[str, Any]:
     }
 
 
-def _named(event: Any) -> str:
-    return str(event["type"])
-
-
-def _events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
+def _events(reply: Reply) -> tuple[list[Any], list[Any]]:
     place = {"output_index": 0, "item_id": "fc_1" if reply == "tool" else "msg_1"}
     pieces = ARGUMENTS if reply == "tool" else TEXT
     kind = "function_call_arguments" if reply == "tool" else "output_text"
@@ -95,12 +91,12 @@ def _events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
         {"type": "response.completed", "response": _response(reply)},
     ]
     numbered = [{**one, "sequence_number": i} for i, one in enumerate(bodies)]
-    return sse(*numbered[:3], name=_named), sse(*numbered[3:], name=_named)
+    return numbered[:3], numbered[3:]
 
 
 def _event(message: str) -> bytes:
     body = {"type": "error", "code": "server_error", "message": message, "param": None}
-    return sse({**body, "sequence_number": 9}, name=_named)[0]
+    return typed_sse({**body, "sequence_number": 9})
 
 
-RESPONSES: Final = Protocol(_response, _events, error, _event)
+RESPONSES: Final = Protocol(_response, _events, error, typed_sse, _event)

@@ -192,6 +192,5 @@ _BODIES: Final[Mapping[str, Callable[[str], dict[str, Any]]]] = {
 def rich(name: str, protocol: Protocol) -> Protocol:
     """The protocol of a row of the matrix, with such an answer outside of streams."""
     if name == "ollama":  # It streams inside `invoke`.
-        lines = json.dumps(_ollama(name)).encode() + b"\n"
-        return replace(protocol, events=lambda _: ([lines], []))
+        return replace(protocol, events=lambda _: ([_ollama(name)], []))
     return replace(protocol, whole=lambda _: _BODIES.get(name, _chat)(name))

@@ -53,14 +53,15 @@ def whole_arguments() -> dict[str, Any]:
     return arguments
 
 
-def sse(*events: Any, name: Callable[[Any], str] | None = None) -> list[bytes]:
-    """Events of a stream, each with the event name that `name` reads in it."""
-    frames = []
-    for event in events:
-        data = event if isinstance(event, str) else json.dumps(event)
-        head = f"event: {name(event)}\n" if name and isinstance(event, dict) else ""
-        frames.append(f"{head}data: {data}\n\n".encode())
-    return frames
+def sse(event: Any, name: str = "") -> bytes:
+    """One server-sent event; a text is its data as it is."""
+    data = event if isinstance(event, str) else json.dumps(event)
+    return (f"event: {name}\n" * bool(name) + f"data: {data}\n\n").encode()
+
+
+def typed_sse(event: dict[str, Any]) -> bytes:
+    """One server-sent event with the name that its data have as `type`."""
+    return sse(event, event["type"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,10 @@ class Protocol:
 
     Attributes:
         whole: The body of a whole answer.
-        events: The frames of a stream: up to where a cut one ends, and the others.
+        events: The events of a stream: up to where a cut one ends, and the others.
         error: The body of an error, of a status and a sentence.
-        event: The frame of an error inside a stream; None: it has none.
+        frame: The bytes of an event.
+        event: The bytes of an error inside a stream; None: the body of one in a frame.
         is_stream: Whether a request (path, body) asks for a stream.
         stream_type: The content type of streams.
         error_headers: Headers of an error, of its body.
@@ -83,9 +85,10 @@ class Protocol:
     """
 
     whole: Callable[[Reply], Any]
-    events: Callable[[Reply], tuple[list[bytes], list[bytes]]]
+    events: Callable[[Reply], tuple[list[Any], list[Any]]]
     error: Callable[[int, str], Any]
-    event: Callable[[str], bytes]
+    frame: Callable[[Any], bytes] = sse
+    event: Callable[[str], bytes] | None = None
     is_stream: Callable[[str, Any], bool] = lambda _, body: bool(body.get("stream"))
     stream_type: str = "text/event-stream"
     error_headers: Callable[[Any], dict[str, str]] = lambda _: {}
@@ -240,14 +243,14 @@ class ScriptedProvider:
     def _stream(self) -> Iterator[bytes]:
         protocol, how = self._protocol, self._script.how
         first, rest = protocol.events(self._script.reply)
-        error = protocol.event("The server had an error")
-        frames = {
-            "answer": [*first, *rest],
-            "head": [],
-            "empty": [],
-            "first event": [error],
-            "event": [*first, error],
-        }.get(how, first)
+        events = {"answer": [*first, *rest]}.get(how, first)
+        if how in {"head", "empty", "first event"}:
+            events = []
+        frames = [protocol.frame(one) for one in events]
+        if how in {"event", "first event"}:
+            said = "The server had an error"
+            body = protocol.error(500, said)
+            frames += [protocol.event(said) if protocol.event else protocol.frame(body)]
         headers = {"content-type": protocol.stream_type, "transfer-encoding": "chunked"}
         yield _head(200, headers)
         for frame in frames:

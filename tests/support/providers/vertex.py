@@ -163,10 +163,7 @@ class VertexProvider:
             self._over.wait()
 
     def _answer(self, body: Any) -> Any:
-        if isinstance(body, bytes):  # An event of a stream.
-            body = json.loads(body.removeprefix(b"data: "))
-        text = json.dumps(body)
-        return self._types.GenerateContentResponse.from_json(text)
+        return self._types.GenerateContentResponse.from_json(json.dumps(body))
 
     def _abort(self, context: Any, body: Any) -> None:
         """End the call with an error in the form of `google.rpc.Status`."""

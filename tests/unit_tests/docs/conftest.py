@@ -12,18 +12,14 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyGateway]:
     """A local provider, with its address and any key in the environment."""
     # The hosted gateway: the public one gives no tools to the pages' Claude.
     with FaultyGateway(gptrouter="hosted") as gateway:
-        _set_environment(gateway, monkeypatch)
+        for name, value in {
+            "OPENAI_API_KEY": "any",
+            "OPENAI_BASE_URL": gateway.openai_url,
+            "AZURE_OPENAI_API_KEY": "any",
+            "AZURE_OPENAI_ENDPOINT": gateway.url,
+            "OPENAI_API_VERSION": "2024-10-21",
+            "GPT_ROUTER_API_KEY": "any",
+            "GPT_ROUTER_API_BASE": gateway.url,
+        }.items():
+            monkeypatch.setenv(name, value)
         yield gateway
-
-
-def _set_environment(gateway: FaultyGateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "OPENAI_API_KEY": "any",
-        "OPENAI_BASE_URL": gateway.openai_url,
-        "AZURE_OPENAI_API_KEY": "any",
-        "AZURE_OPENAI_ENDPOINT": gateway.url,
-        "OPENAI_API_VERSION": "2024-10-21",
-        "GPT_ROUTER_API_KEY": "any",
-        "GPT_ROUTER_API_BASE": gateway.url,
-    }.items():
-        monkeypatch.setenv(name, value)
