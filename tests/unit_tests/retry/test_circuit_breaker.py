@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from langchain_retryrouter import CircuitBreaker
 from langchain_retryrouter.circuit_breaker import BreakerState, Permit, Refusal
@@ -378,60 +377,38 @@ def test_threads_spend_no_more_than_there_is() -> None:
     assert (bought.count(1), bought.count(None), budget.tokens) == (1_000, 3_000, 0)
 
 
-# Whole numbers, so that the model below is exact.
-tokens = st.integers(0, 100)
+tokens = st.integers(0, 100)  # Whole numbers, so that the sums are exact.
+EVENTS = st.sampled_from(["retry", "throttled retry", "refund", "success", "pickle"])
 
 
-class BudgetModel(RuleBasedStateMachine):
-    """A second account of the tokens, for any order of events."""
-
-    @initialize(capacity=tokens, retry=tokens, throttled=tokens, gain=tokens)
-    def create(self, capacity: int, retry: int, throttled: int, gain: int) -> None:
-        """Begin with a full bucket."""
-        self.capacity, self.gain, self.left = capacity, gain, capacity
-        self.price = {False: retry, True: throttled}
-        self.scheduled: list[float] = []
-        self.budget = RetryBudget(
-            capacity=capacity,
-            retry_cost=retry,
-            throttled_cost=throttled,
-            success_gain=gain,
-        )
-
-    @rule(throttled=st.booleans())
-    def spend(self, throttled: bool) -> None:
-        """A retry is sold if there are enough tokens, and costs nothing otherwise."""
-        price = self.price[throttled]
-        spent = self.budget.spend(throttled=throttled)
-        assert spent == (None if price > self.left else price)
-        if spent is not None:
-            self.left -= price
-            self.scheduled.append(price)
-
-    @rule()
-    def refund(self) -> None:
-        """A retry that is not sent is given back, up to the capacity."""
-        if self.scheduled:
-            price = self.scheduled.pop()
-            self.budget.refund(price)
-            self.left = min(self.capacity, self.left + int(price))
-
-    @rule()
-    def succeed(self) -> None:
-        """A success gains tokens, up to the capacity."""
-        self.budget.succeeded()
-        self.left = min(self.capacity, self.left + self.gain)
-
-    @rule()
-    def pickle(self) -> None:
-        """A pickle changes nothing."""
-        self.budget = pickle.loads(pickle.dumps(self.budget))
-
-    @invariant()
-    def the_tokens_are_right(self) -> None:
-        """Never below 0, never above the capacity, and none lost."""
-        if hasattr(self, "budget"):
-            assert 0 <= self.budget.tokens == self.left <= self.capacity
-
-
-TestBudgetModel = BudgetModel.TestCase
+@given(tokens, tokens, tokens, tokens, st.lists(EVENTS))
+def test_no_token_is_lost(
+    capacity: int, retry: int, throttled: int, gain: int, events: list[str]
+) -> None:
+    """A retry is sold if there are enough; no more are given than the capacity."""
+    budget = RetryBudget(
+        capacity=capacity,
+        retry_cost=retry,
+        throttled_cost=throttled,
+        success_gain=gain,
+    )
+    left, scheduled = capacity, list[int]()
+    for event in events:
+        if event == "pickle":
+            budget = pickle.loads(pickle.dumps(budget))
+        elif event == "success":
+            budget.succeeded()
+            left = min(capacity, left + gain)
+        elif event == "refund" and scheduled:
+            price = scheduled.pop()
+            budget.refund(price)
+            left = min(capacity, left + price)
+        elif event != "refund":
+            is_throttled = event == "throttled retry"
+            price = throttled if is_throttled else retry
+            is_sold = price <= left
+            spent = budget.spend(throttled=is_throttled)
+            assert spent == (price if is_sold else None)
+            scheduled += [price] * is_sold
+            left -= price * is_sold
+        assert budget.tokens == left

