@@ -362,11 +362,12 @@ class RetryController:
             number, delay = self.call_state.attempt, self.delay()
             hook(RetryEvent(number, error.route, error.kind, error, delay, next_route))
 
-    def check_deadline(self) -> None:
-        """Raise the last error if a slow listener used up the time for the wait."""
+    def begin_wait(self, seconds: float) -> None:
+        """A wait begins, unless a slow listener used up the time for it."""
         if self.call_state.deadline_exceeded() and self._last_error is not None:
             self._is_over = True
             raise self._last_error
+        self.call_state.waits(seconds)
 
     def finalize_error(self, error: BaseException) -> None:
         """Write into an error that leaves the call what became of the call."""
@@ -554,8 +555,7 @@ def run(
             notify(copy.copy(state))  # tenacity reuses its own.
 
     def sleep(seconds: float) -> None:
-        controller.check_deadline()
-        controller.call_state.waits(seconds)
+        controller.begin_wait(seconds)
         controller.call_state.clock.sleep(seconds)
 
     retrying = Retrying(
@@ -588,8 +588,7 @@ async def arun(
             await notify(copy.copy(state))
 
     async def sleep(seconds: float) -> None:
-        controller.check_deadline()
-        controller.call_state.waits(seconds)
+        controller.begin_wait(seconds)
         await controller.call_state.clock.asleep(seconds)
 
     retrying = AsyncRetrying(
