@@ -839,9 +839,9 @@ class CallState(CallLog):
     ) -> None:
         attempt.outcome, attempt.failure = outcome, failure
         attempt.seconds = self.elapsed - attempt.began
-        if health := self.routes[attempt.position].health:
-            status = None if failure is None else failure.status_code
-            health.note(outcome, status, attempt.seconds, self.clock.monotonic())
+        health = self.routes[attempt.position].health
+        if health is not None and outcome != "cancelled":  # Which says nothing.
+            health.note(failure, attempt.seconds, self.clock.monotonic())
         for observer in self.observers:
             guarded(observer.attempt_ended, attempt)
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._shared import OneForAll, watch_forks
 from langchain_retryrouter.circuit_breaker import BreakerState, CircuitBreaker
-from langchain_retryrouter.failures import FailureKind
+from langchain_retryrouter.failures import Failure, FailureKind
 
 _LATEST: Final = 64
 _SMOOTHING: Final = 0.2  # The weight of the latest attempt in the mean.
@@ -40,20 +40,15 @@ class RouteHealth(OneForAll):
         self._counts = {True: 0, False: 0}
         self._is_failing = False
         self._last_ok: float | None = None
-        self._last_error: tuple[float, str, int | None] | None = None
+        self._last_error: tuple[float, Failure] | None = None
 
-    def note(
-        self, outcome: str, status_code: int | None, seconds: float, now: float
-    ) -> None:
-        """An attempt is over; one that was cancelled says nothing."""
-        if outcome == "cancelled":
-            return
+    def note(self, failure: Failure | None, seconds: float, now: float) -> None:
+        """An attempt is over: it failed, or its answer is whole."""
         with self._lock:
-            is_ok = outcome == "ok"
-            self._counts[is_ok] += 1
-            self._is_failing = not is_ok
-            if not is_ok:
-                self._last_error = (now, outcome, status_code)
+            self._counts[failure is None] += 1
+            self._is_failing = failure is not None
+            if failure is not None:
+                self._last_error = (now, failure)
                 return
             weight = _SMOOTHING if self._seconds else 1.0
             self._mean += weight * (seconds - self._mean)
@@ -72,7 +67,7 @@ class RouteHealth(OneForAll):
             counts, mean, is_failing = dict(self._counts), self._mean, self._is_failing
         is_stuck = (
             error is not None
-            and error[1] in _BY_HAND
+            and error[1].kind in _BY_HAND
             and now - error[0] < _MEMORY
             and is_failing
         )
@@ -87,8 +82,8 @@ class RouteHealth(OneForAll):
             "last_answer_ago": None if ok is None else round(now - ok, 3),
             "last_error": error
             and {
-                "kind": error[1],
-                "status_code": error[2],
+                "kind": error[1].kind.value,
+                "status_code": error[1].status_code,
                 "ago": round(now - error[0], 3),
             },
             "latency": {

@@ -54,18 +54,6 @@ def test_a_whole_stream_is_unchanged(engine: Engine, events: list[ChunkInfo]) ->
     assert (source.closed, recorder.states, outcomes(context)) == (1, [], ["ok"])
 
 
-@pytest.mark.parametrize("kind", FailureKind)
-@pytest.mark.parametrize("between", [(), (USAGE,)])
-def test_an_error_after_the_end_is_ignored(
-    engine: Engine, kind: FailureKind, between: tuple[ChunkInfo, ...]
-) -> None:
-    """The caller has the whole answer already."""
-    source = Source(HEL, WHOLE, *between, BASE_ERRORS[kind]("late"))
-    context = engine.context()
-    assert engine.stream(context, Script(source)) == [HEL, WHOLE, *between]
-    assert (source.closed, outcomes(context)) == (1, ["ok"])
-
-
 def test_a_whole_stream_pays_in_once(engine: Engine) -> None:
     """A success counts once, at the end, however many events follow it."""
     budget = RetryBudget()
