@@ -36,7 +36,7 @@ class MemoryStore(OneForAll):
     """
 
     closes_with_model = False
-    is_up: Final = True
+    is_up = True
 
     def __init__(self, *, clock: Clock | None = None) -> None:
         """The store starts empty."""

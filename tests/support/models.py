@@ -1,7 +1,9 @@
 """Chat models at a gateway, with made-up keys."""
 
+from collections.abc import Callable
 from typing import Any, Final
 
+from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
@@ -43,3 +45,17 @@ def gpt_router(
         "gpt_router_api_key": SecretStr(KEY),
     }
     return GPTRouter(**{**settings, **fields})
+
+
+class Turns(BaseRateLimiter):
+    """A limiter of LangChain, which gives a turn unless `ask()` is False."""
+
+    def __init__(self, ask: Callable[[], object]) -> None:
+        self._ask = ask
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        del blocking
+        return self._ask() is not False
+
+    async def aacquire(self, *, blocking: bool = True) -> bool:
+        return self.acquire(blocking=blocking)

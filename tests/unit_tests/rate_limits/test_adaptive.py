@@ -15,6 +15,8 @@ from tests.promises.harness import new_model
 from tests.support.models import chat_openai
 from tests.unit_tests.conftest import Twin
 
+from .conftest import ONE
+
 NOW = 1_800_000_000.0  # 2027-01-15T08:00:00Z
 TOO_MANY = Failure(FailureKind.RATE_LIMIT, 429, may_have_run=False)
 _DATA = Path(__file__).parents[1] / "data/rate_limit_headers.json"
@@ -31,22 +33,48 @@ def test_headers_of_all_families_are_read(family: str) -> None:
 
 
 def said(
-    kind: str = "requests",
     limit: float | None = None,
     remaining: float | None = None,
     reset: float | None = None,
-) -> list[ServerLimit]:
-    return [ServerLimit(kind, limit, remaining, reset)]
+    window: float | None = None,
+    kind: str = "requests",
+) -> ServerLimit:
+    return ServerLimit(kind, limit, remaining, reset, window)
 
 
-def test_a_server_lowers_a_limit_and_never_raises_it(clock: FakeClock) -> None:
-    """Its own limit counts if it is less than the number that was given."""
-    limit = RateLimit(requests_per_minute=60, adaptive=True, clock=clock)
-    limit.take(Size()).succeeded()
-    limit.observe(said(limit=30))
-    assert limit.wait_for(Size()) == pytest.approx(2)
-    limit.observe(said(limit=6_000, remaining=6_000))
-    assert limit.wait_for(Size()) == pytest.approx(1)
+DAY, MINUTE, SECOND = (
+    said(most, most - 1, window=window)
+    for most, window in ((1_000, 86_400), (60, 60), (10, 1))
+)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "limits", "wait"),
+    [
+        # Its own limit counts if it is less than the number that was given.
+        ({"requests_per_minute": 60}, [said(30)], 2),
+        ({"requests_per_minute": 60}, [said(30), said(6_000, 6_000)], 1),
+        # Used up: until its reset, a minute at most, or until a bucket has something.
+        ({"requests_per_minute": 600}, [said(300, 0, 20)], 20),
+        ({"requests_per_minute": 600}, [said(300, 0, 3_600)], 60),
+        ({"requests_per_minute": 600}, [said(300, 0, 60)], 0.4),
+        # Only what is allowed in a minute or less makes a rate: the lowest of them.
+        ({}, [[DAY, MINUTE, SECOND]], 1),
+        ({}, [[SECOND, MINUTE, DAY]], 1),
+        ({}, [said(1_000, 0, 86_000, 86_400)], 60),
+        # The numbers that were given are the limit.
+        ({"requests_per_minute": 60, "adaptive": False}, [said(1, 0, 30)], 1),
+    ],
+)
+def test_what_a_server_says_is_a_limit(
+    clock: FakeClock, numbers: Any, limits: list[Any], wait: float
+) -> None:
+    """It lowers the limit, if that is adaptive, and never raises it."""
+    limit = RateLimit(**{"adaptive": True, "clock": clock, **numbers})
+    for one in limits:
+        limit.observe(one if isinstance(one, list) else [one])
+    limit.take(ONE).cancelled()
+    assert limit.wait_for(ONE) == pytest.approx(wait)
 
 
 def test_less_remains_than_was_thought(clock: FakeClock) -> None:
@@ -54,23 +82,10 @@ def test_less_remains_than_was_thought(clock: FakeClock) -> None:
     limit = RateLimit(tokens_per_minute=60_000, adaptive=True, clock=clock)
     one = limit.take(Size(0, 100))
     limit.take(Size(0, 200))
-    one.observe(said("tokens", remaining=500))
     # The 200 were taken after the request that the server speaks of.
-    assert limit.available() == {"tokens": pytest.approx(300)}
-    one.observe(said("tokens", remaining=50_000))
-    assert limit.available() == {"tokens": pytest.approx(300)}
-
-
-@pytest.mark.parametrize(
-    ("reset", "wait"), [(20.0, 20.0), (3_600.0, 60.0), (60.0, 0.2)]
-)
-def test_a_limit_that_is_used_up_is_waited_for(
-    clock: FakeClock, reset: float, wait: float
-) -> None:
-    """Until its reset, a minute at most; a bucket has something long before that."""
-    limit = RateLimit(requests_per_minute=600, adaptive=True, clock=clock)
-    limit.observe(said(limit=300, remaining=0, reset=reset))
-    assert limit.wait_for(Size()) == pytest.approx(wait)
+    for remaining in (500, 50_000):
+        one.observe([said(remaining=remaining, kind="tokens")])
+        assert limit.available() == {"tokens": pytest.approx(300)}
 
 
 def test_a_limit_without_numbers_takes_the_providers(clock: FakeClock) -> None:
@@ -80,35 +95,11 @@ def test_a_limit_without_numbers_takes_the_providers(clock: FakeClock) -> None:
         assert limit.wait_for(Size(100)) == 0
         limit.take(Size(100))
     assert limit.available() == {}
-    limit.observe(said(limit=60, remaining=1))
-    limit.take(Size())
-    assert limit.wait_for(Size()) == pytest.approx(1)
-    limit.observe(said("tokens", limit=6_000))
+    limit.observe([said(60, 1)])
+    limit.take(ONE)
+    assert limit.wait_for(ONE) == pytest.approx(1)
+    limit.observe([said(6_000, kind="tokens")])
     assert limit.available()["tokens"] == 100
-
-
-def test_a_quota_of_a_day_is_not_spread_over_it(clock: FakeClock) -> None:
-    """Only what is allowed in a minute or less makes a rate: the lowest one of them."""
-    limit = RateLimit(adaptive=True, clock=clock)
-    day, minute, second = (
-        ServerLimit("requests", most, most - 1, None, window)
-        for most, window in ((1_000, 86_400), (60, 60), (10, 1))
-    )
-    for order in ([day, minute, second], [second, minute, day]):
-        limit.observe(order)
-        limit.take(Size()).cancelled()
-        assert limit.wait_for(Size()) == pytest.approx(1)
-        clock.sleep(10)
-    limit.observe([ServerLimit("requests", 1_000, 0, 86_000, 86_400)])
-    assert limit.wait_for(Size()) == 60
-
-
-def test_a_limit_that_is_not_adaptive_hears_nothing(clock: FakeClock) -> None:
-    """The numbers that were given are the limit."""
-    limit = RateLimit(requests_per_minute=60, clock=clock)
-    limit.observe(said(limit=1, remaining=0, reset=30))
-    limit.take(Size()).failed(TOO_MANY)
-    assert limit.wait_for(Size()) == pytest.approx(1)
 
 
 def test_without_headers_refusals_lower_the_concurrency(clock: FakeClock) -> None:
@@ -117,88 +108,93 @@ def test_without_headers_refusals_lower_the_concurrency(clock: FakeClock) -> Non
 
     def room() -> int:
         taken = []
-        while (one := limit.try_reserve(Size())) is not None:
+        while (one := limit.try_reserve(ONE)) is not None:
             taken.append(one)
         for one in taken:
             one.unsent()
         return len(taken)
 
-    flight = [limit.take(Size()) for _ in range(10)]
+    flight = [limit.take(ONE) for _ in range(10)]
     clock.advance(1)
     for one in flight:
         one.failed(TOO_MANY)
     assert room() == 7
     clock.advance(1)
-    limit.take(Size()).failed(TOO_MANY)
+    limit.take(ONE).failed(TOO_MANY)
     assert room() == 1
     for _ in range(3):
-        limit.take(Size()).succeeded()
+        limit.take(ONE).succeeded()
     assert room() == 2
     for _ in range(200):
-        limit.take(Size()).succeeded()
+        limit.take(ONE).succeeded()
     assert room() == 10
 
 
 def test_a_retry_after_stops_all(clock: FakeClock) -> None:
     """Not only the request that was refused."""
     limit = RateLimit(max_concurrency=10, adaptive=True, clock=clock)
-    limit.take(Size()).failed(
+    limit.take(ONE).failed(
         Failure(FailureKind.RATE_LIMIT, 429, retry_after=7, may_have_run=False)
     )
-    assert limit.wait_for(Size()) == pytest.approx(7)
+    assert limit.wait_for(ONE) == pytest.approx(7)
 
+
+# --- headers of real answers ---
 
 LOW = {"x-ratelimit-limit-requests": "30", "x-ratelimit-remaining-requests": "0"}
+CHOICE = {"index": 0, "text": "hi", "message": {"role": "assistant", "content": "hi"}}
+ANSWER = Body(
+    200,
+    {"content-type": "application/json", **LOW},
+    json.dumps({"choices": [{**CHOICE, "finish_reason": "stop"}], "usage": {}}),
+)
+both_ways = pytest.mark.parametrize("method", ["invoke", "stream"])
+POLICY = RetryPolicy(max_retries=0, failover_after_wait=0)
+
+
+@pytest.fixture
+def limit(clock: FakeClock) -> RateLimit:
+    return RateLimit(requests_per_minute=60_000, adaptive=True, clock=clock)
 
 
 @pytest.mark.parametrize("name", ["GPTRouter", "RetryRouter", "OpenAI", "OpenAIChat"])
-@pytest.mark.parametrize("method", ["invoke", "stream"])
+@both_ways
 def test_headers_of_refusals_are_seen(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, name: str, method: str
+    twin: Twin, gateway: FaultyGateway, limit: RateLimit, name: str, method: str
 ) -> None:
     """By our own transports, and in the errors of other models."""
-    limit = RateLimit(requests_per_minute=60_000, adaptive=True, clock=clock)
-    model = new_model(
-        name,
-        gateway,
-        rate_limit=limit,
-        clock=clock,
-        retry_policy=RetryPolicy(max_retries=0, failover_after_wait=0),
-    )
+    fields = {"rate_limit": limit, "clock": FakeClock(), "retry_policy": POLICY}
+    model = new_model(name, gateway, **fields)
     gateway.always(Status(429, headers=LOW))
     with pytest.raises(Exception, match=r"429|Too Many|rate"):
         getattr(twin, method)(model, "hi")
     assert limit.available()["requests"] <= 1
 
 
+@pytest.mark.parametrize("name", ["OpenAI", "OpenAIChat", "ChatOpenAI"])
 def test_headers_of_answers_are_seen(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock
+    twin: Twin, gateway: FaultyGateway, limit: RateLimit, name: str
 ) -> None:
     """Of the LLMs, and of ChatOpenAI with `include_response_headers`."""
-    choice = {
-        "index": 0,
-        "text": "hi",
-        "message": {"role": "assistant", "content": "hi"},
-    }
-    body = json.dumps({"choices": [{**choice, "finish_reason": "stop"}], "usage": {}})
-    gateway.always(Body(200, {"content-type": "application/json", **LOW}, body))
-    for name in ("OpenAI", "OpenAIChat"):
-        limit = RateLimit(requests_per_minute=60_000, adaptive=True, clock=clock)
-        twin.invoke(new_model(name, gateway, rate_limit=limit, clock=clock), "hi")
-        assert limit.available()["requests"] <= 1
-    limit = RateLimit(requests_per_minute=60_000, adaptive=True, clock=clock)
-    model = chat_openai(gateway.url, include_response_headers=True)
-    route = Route(model=model, rate_limit=limit)
-    twin.invoke(RetryRouter(routes=[route], clock=clock), "hi")
+    gateway.always(ANSWER)
+    if name == "ChatOpenAI":
+        told = chat_openai(gateway.url, include_response_headers=True)
+        model: Any = RetryRouter(routes=[Route(model=told, rate_limit=limit)])
+    else:
+        model = new_model(name, gateway, rate_limit=limit)
+    twin.invoke(model, "hi")
     assert limit.available()["requests"] <= 1
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
+@both_ways
 def test_a_model_inside_a_router_tells_its_limit(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, method: str
+    twin: Twin,
+    gateway: FaultyGateway,
+    clock: FakeClock,
+    limit: RateLimit,
+    method: str,
 ) -> None:
     """The router waits for the limit, and the model reads the headers."""
-    limit = RateLimit(requests_per_minute=60_000, adaptive=True, clock=clock)
     model = new_model("GPTRouter", gateway, rate_limit=limit, max_retries=0)
     policy = RetryPolicy(max_retries=0)
     router = RetryRouter(routes=[model], clock=clock, retry_policy=policy)

@@ -12,36 +12,28 @@ from langchain_retryrouter import RateLimit
 from langchain_retryrouter.failures import Failure, FailureKind
 from langchain_retryrouter.rate_limits import (
     RequestTooLargeError,
-    Reservation,
     Size,
     approximate_tokens,
 )
 from langchain_retryrouter.testing import FakeClock
+from tests.unit_tests.conftest import Twin
+
+from .conftest import ONE, admitted
 
 REFUSED = Failure(FailureKind.RATE_LIMIT, status_code=429, may_have_run=False)
 NOT_CONNECTED = Failure(FailureKind.CONNECTION, may_have_run=False)
 BROKEN = Failure(FailureKind.SERVER_ERROR, status_code=500)
 
 
-def admitted(limit: RateLimit, size: Size = Size()) -> Reservation:  # noqa: B008 - immutable
-    one = limit.reserve(size)
-    assert one is not None
-    return one
-
-
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         ({}, "needs a limit, such as requests_per_minute=500"),
-        ({"requests_per_minute": 0}, "requests_per_minute must be .* not 0"),
+        ({"requests_per_minute": 0}, "requests_per_minute must be .* not 0; leave it"),
         ({"requests_per_minute": math.inf}, "a finite number, more than 0, not inf"),
-        ({"tokens_per_minute": "9"}, "tokens_per_minute must be .* not '9'"),
-        ({"tokens_per_minute": math.nan}, "tokens_per_minute must be .* not nan"),
-        ({"input_tokens_per_minute": -1}, "input_tokens_per_minute must be .* not -1"),
         ({"tokens_per_minute": 10**400}, "tokens_per_minute must be .* not 1000"),
         ({"max_concurrency": 10**400}, "a whole number, 1 or more, not 1000"),
         ({"max_concurrency": 1.5}, "a whole number, 1 or more, not 1.5"),
-        ({"max_concurrency": True}, "a whole number, 1 or more, not True"),
         ({"requests_per_minute": 1, "name": 7}, "name must be a string, not 7"),
         ({"requests_per_minute": 1, "adaptive": 1}, "adaptive must be True or False"),
     ],
@@ -63,14 +55,22 @@ def test_a_minute_has_the_limit_and_a_second_more(clock: FakeClock) -> None:
     assert max(clock.sleeps) == pytest.approx(0.1)
 
 
-def test_a_small_limit_admits_one_at_a_time(clock: FakeClock) -> None:
-    """Three a minute are one each 20 s."""
-    limit = RateLimit(requests_per_minute=3, clock=clock)
-    times = []
-    for _ in range(4):
-        admitted(limit).succeeded()
-        times.append(clock.monotonic())
-    assert times == pytest.approx([0, 20, 40, 60])
+@pytest.mark.parametrize(
+    ("numbers", "size", "times"),
+    [
+        ({"requests_per_minute": 3}, ONE, [0, 20, 40, 60]),
+        # More than a second's worth waits for a full bucket; those behind it pay.
+        ({"tokens_per_minute": 600}, Size(200, max_tokens=100), [0, 30, 60]),
+    ],
+)
+def test_a_small_limit_admits_one_at_a_time(
+    clock: FakeClock, numbers: Any, size: Size, times: list[float]
+) -> None:
+    """Each as soon as what the one before it took has come back."""
+    limit = RateLimit(**numbers, clock=clock)
+    for time in times:
+        admitted(limit, size).succeeded()
+        assert clock.monotonic() == pytest.approx(time)
 
 
 def test_tokens_are_taken_as_estimated_and_settled_as_used(clock: FakeClock) -> None:
@@ -95,29 +95,31 @@ def test_an_estimate_learns_from_answers(clock: FakeClock) -> None:
     assert one.costs["tokens"] == 100 + 256
     one.used = (150, 20)
     one.succeeded()
-    assert limit.costs_of(Size(100))["tokens"] == pytest.approx(150 + 20)
-    assert limit.costs_of(Size(100, max_tokens=5))["tokens"] == pytest.approx(155)
-    assert limit.costs_of(Size())["tokens"] == pytest.approx(150 + 20)
+    costs = [limit.costs_of(size)["tokens"] for size in (Size(100), Size(100, 5), ONE)]
+    assert costs == pytest.approx([150 + 20, 150 + 5, 150 + 20])
 
 
 @pytest.mark.parametrize(
-    ("end", "left"),
+    ("end", "used", "left"),
     [
-        ("unsent", (10, 100)),
-        (NOT_CONNECTED, (10, 100)),
-        (REFUSED, (9, 100)),
-        (BROKEN, (9, 50)),
-        ("cancelled", (9, 50)),
-        ("succeeded", (9, 50)),
+        ("unsent", None, (10, 100)),
+        (NOT_CONNECTED, None, (10, 100)),
+        (REFUSED, None, (9, 100)),
+        (BROKEN, None, (9, 50)),
+        (BROKEN, (30, 2), (9, 50)),  # More may have come than it told.
+        (BROKEN, (30, 40), (9, 30)),
+        ("cancelled", None, (9, 50)),
+        ("succeeded", None, (9, 50)),
     ],
     ids=str,
 )
 def test_what_may_have_run_is_charged(
-    clock: FakeClock, end: Any, left: tuple[float, float]
+    clock: FakeClock, end: Any, used: Any, left: tuple[float, float]
 ) -> None:
     """Only what was never sent costs nothing; a refusal is a request without tokens."""
     limit = RateLimit(requests_per_minute=600, tokens_per_minute=6_000, clock=clock)
     one = admitted(limit, Size(30, max_tokens=20))
+    one.used = used
     if isinstance(end, Failure):
         one.failed(end)
     else:
@@ -127,24 +129,6 @@ def test_what_may_have_run_is_charged(
     assert limit.in_flight == 0
     one.succeeded()  # It is settled once.
     assert limit.available() == found
-
-
-def test_a_failed_attempt_with_usage_costs_the_larger_number(clock: FakeClock) -> None:
-    """A stream that broke off may have used more than it told."""
-    limit = RateLimit(tokens_per_minute=6_000, clock=clock)
-    one = admitted(limit, Size(30, max_tokens=20))
-    one.used = (30, 2)
-    one.failed(BROKEN)
-    assert limit.available() == {"tokens": pytest.approx(50)}
-
-
-def test_a_request_above_a_second_is_admitted_alone(clock: FakeClock) -> None:
-    """It waits for a full bucket, and those behind it pay for it."""
-    limit = RateLimit(tokens_per_minute=600, clock=clock)  # 10 a second
-    admitted(limit, Size(200, max_tokens=100)).succeeded()
-    assert clock.monotonic() == 0
-    admitted(limit, Size(200, max_tokens=100)).succeeded()
-    assert clock.monotonic() == pytest.approx(30)
 
 
 @pytest.mark.parametrize("kind", ["tokens", "input_tokens"])
@@ -160,8 +144,8 @@ def test_concurrency_is_held_until_the_end(clock: FakeClock) -> None:
     """A third request waits until one of two is over."""
     limit = RateLimit(max_concurrency=2, clock=clock)
     first, second = admitted(limit), admitted(limit)
-    assert limit.try_reserve(Size()) is None
-    assert limit.reserve(Size(), 5) is None
+    assert limit.try_reserve(ONE) is None
+    assert limit.reserve(ONE, 5) is None
     assert clock.monotonic() == pytest.approx(5)
     first.succeeded()
     assert limit.in_flight == 1
@@ -174,45 +158,32 @@ def test_a_wait_that_is_given_up_takes_nothing(clock: FakeClock) -> None:
     """Its place in the queue, and what it would have taken, are free again."""
     limit = RateLimit(requests_per_minute=60, clock=clock)
     admitted(limit).succeeded()
-    assert limit.reserve(Size(), 0.4) is None
+    assert limit.reserve(ONE, 0.4) is None
     assert limit.available()["requests"] == pytest.approx(0.4)
-    assert limit.wait_for(Size()) == pytest.approx(0.6)
+    assert limit.wait_for(ONE) == pytest.approx(0.6)
 
 
 def test_copies_share_and_pickles_start_afresh(clock: FakeClock) -> None:
     """A copy is the same limit; another process gets the numbers."""
     limit = RateLimit(requests_per_minute=60, max_concurrency=3, name="a", clock=clock)
     admitted(limit)
-    assert copy.copy(limit) is limit
-    assert copy.deepcopy(limit) is limit
+    assert copy.copy(limit) is copy.deepcopy(limit) is limit
     other = pickle.loads(pickle.dumps(limit))
-    assert repr(other) == repr(limit)
-    assert repr(limit) == (
-        "RateLimit(requests_per_minute=60, max_concurrency=3, name='a')"
-    )
-    assert other.in_flight == 0
-    assert other.available() == {"requests": 1.0}
+    shown = "RateLimit(requests_per_minute=60, max_concurrency=3, name='a')"
+    assert repr(other) == repr(limit) == shown
+    assert (other.in_flight, other.available()) == (0, {"requests": 1.0})
 
 
-def test_as_a_limiter_of_langchain(clock: FakeClock) -> None:
+def test_as_a_limiter_of_langchain(twin: Twin, clock: FakeClock) -> None:
     """It counts requests and the mean of known tokens, and waits if it is told to."""
     limit = RateLimit(requests_per_minute=60, tokens_per_minute=60_000, clock=clock)
     limiter = limit.as_rate_limiter()
     assert isinstance(limiter, BaseRateLimiter)
-    assert limiter.acquire(blocking=False) is True
-    assert limiter.acquire(blocking=False) is False
-    assert limiter.acquire() is True
+    assert twin.call(limiter, "acquire", blocking=False) is True
+    assert twin.call(limiter, "acquire", blocking=False) is False
+    assert twin.call(limiter, "acquire") is True
     assert clock.monotonic() == pytest.approx(1)
     assert limit.in_flight == 0
-
-
-async def test_as_an_async_limiter_of_langchain(clock: FakeClock) -> None:
-    """The same in a coroutine."""
-    limiter = RateLimit(requests_per_minute=60, clock=clock).as_rate_limiter()
-    assert await limiter.aacquire(blocking=False) is True
-    assert await limiter.aacquire(blocking=False) is False
-    assert await limiter.aacquire() is True
-    assert clock.monotonic() == pytest.approx(1)
 
 
 def test_a_limiter_of_langchain_cannot_hold_concurrency() -> None:

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import functools
+import operator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.rate_limiters import BaseRateLimiter
 
 from langchain_retryrouter import (
     APIConnectionError,
@@ -34,7 +35,7 @@ from langchain_retryrouter.testing import (
     Status,
 )
 from tests.promises.harness import FIVE, LLMS, new_model
-from tests.support.models import chat_openai, gpt_router
+from tests.support.models import Turns, chat_openai, gpt_router
 from tests.unit_tests.conftest import Twin
 
 NO_RETRIES = RetryPolicy(max_retries=0)
@@ -120,15 +121,10 @@ def test_tokens_are_settled_by_the_usage(lab: Lab, name: str, method: str) -> No
     fields = {"stream_usage": True} if name in LLMS and method == "stream" else {}
     model = lab.model(name, rate_limit=limit, **fields)
     answer = lab.ask(model, method, "one two three")
-    if name in LLMS:
-        sent = lab.gateway.requests[0]
-        assert sent is not None
-    else:
-        whole = answer
+    if name not in LLMS:
         if isinstance(answer, list):
-            whole = sum(answer[1:], answer[0])
-        usage = whole.usage_metadata
-        left = limit.available()
+            answer = functools.reduce(operator.add, answer)
+        usage, left = answer.usage_metadata, limit.available()
         assert 1e5 - left["tokens"] == pytest.approx(usage["total_tokens"])
         assert 1e5 - left["input_tokens"] == pytest.approx(usage["input_tokens"])
     assert 10 < 1e5 - limit.available()["tokens"] < 100
@@ -138,9 +134,14 @@ def test_tokens_are_settled_by_the_usage(lab: Lab, name: str, method: str) -> No
 @both_ways
 @every_class
 def test_a_wait_ends_with_the_deadline(lab: Lab, name: str, method: str) -> None:
-    """The error says that nothing was sent, for which limit, and how long it needs."""
+    """The error says that nothing was sent, for which limit, and how long it needs.
+
+    A limit that lets nothing through says nothing about the provider: no breaker opens.
+    """
     limit = lab.used_up(name="tier-1")
-    model = lab.model(name, rate_limit=limit, retry_policy=RetryPolicy(deadline=5))
+    breaker = CircuitBreaker(failure_threshold=1, clock=lab.clock)
+    policy = RetryPolicy(deadline=5)
+    model = lab.model(name, rate_limit=limit, retry_policy=policy, breaker=breaker)
     with pytest.raises(APITimeoutError, match=r"nothing was sent.*tier-1") as caught:
         lab.ask(model, method)
     assert not caught.value.may_have_run
@@ -148,19 +149,7 @@ def test_a_wait_ends_with_the_deadline(lab: Lab, name: str, method: str) -> None
     assert lab.clock.monotonic() <= 5
     assert limit.waiting == 0
     assert limit.available()["requests"] == pytest.approx(0)
-
-
-@both_ways
-def test_the_wait_is_in_the_attempt_log(lab: Lab, method: str) -> None:
-    """As `limiter_wait`, in seconds, and not in the attempt's own time."""
-    limit = lab.limit(requests_per_minute=30)
-    for name in ("GPTRouter", "RetryRouter"):
-        model = lab.model(name, rate_limit=limit)
-        lab.ask(model, method)
-        (line,) = attempts(lab.ask(model, method))
-        assert line["limiter_wait"] == pytest.approx(2.0)
-        assert line["seconds"] == 0
-        lab.clock.advance(10)
+    assert not breaker.is_open
 
 
 class Waits(BaseCallbackHandler):
@@ -179,68 +168,62 @@ class Waits(BaseCallbackHandler):
 
 @both_ways
 @every_class
-def test_callbacks_hear_of_a_wait_before_it(lab: Lab, name: str, method: str) -> None:
-    """As the custom event `rate_limit_wait`; it is not counted as a retry."""
+def test_a_wait_is_told(lab: Lab, name: str, method: str) -> None:
+    """Before it to callbacks, as a custom event and no retry; then in the attempt log.
+
+    That has it as `limiter_wait`, in seconds, and not in the attempt's own time.
+    """
     limit = lab.limit(requests_per_minute=30, name="tier-1")
-    model = lab.model(name, rate_limit=limit)
     waits = Waits()
-    for _ in range(2):
-        model_with = model.with_config(callbacks=[waits])
-        lab.ask(model_with, method)
+    model = lab.model(name, rate_limit=limit).with_config(callbacks=[waits])
+    lab.ask(model, method)
+    answer = lab.ask(model, method)
     ((event, data),) = waits.seen
     assert event == "rate_limit_wait"
     assert data["limit"] == "tier-1"
     assert data["seconds"] == pytest.approx(2.0)
     assert waits.retries == 0
-
-
-def routed(
-    gateway: FaultyGateway, clock: FakeClock, *limits: RateLimit | None, **fields: Any
-) -> RetryRouter:
-    """A router with a route for each limit, named a, b, ..."""
-    routes = [
-        Route(model=chat_openai(gateway.url), name="abc"[at], rate_limit=limit)
-        for at, limit in enumerate(limits)
-    ]
-    return RetryRouter(routes=routes, clock=clock, **fields)
+    if name not in LLMS:
+        (line,) = attempts(answer)
+        assert line["limiter_wait"] == pytest.approx(2.0)
+        assert line["seconds"] == 0
 
 
 @both_ways
-def test_a_full_route_spills_over_at_once(lab: Lab, method: str) -> None:
-    """The next route is asked without a wait; the log says why."""
-    router = lab.routed(lab.used_up(), None)
-    answer = lab.ask(router, method)
-    assert told(answer) == [("a", "skipped"), ("b", "ok")]
-    assert attempts(answer)[0]["reason"] == "its rate limit is used up for 60.0 s"
-    assert lab.clock.sleeps == []
-
-
-def test_a_short_wait_stays_at_its_route(lab: Lab) -> None:
-    """Up to `failover_after_wait`, as for a wait that a provider asks for."""
-    limit = lab.limit(requests_per_minute=30)
-    router = lab.routed(limit, None)
-    lab.ask(router)
-    assert told(lab.ask(router)) == [("a", "ok")]
-    assert lab.clock.monotonic() == pytest.approx(2)
-    policy = RetryPolicy(failover_after_wait=0)
-    router = lab.routed(limit, None, retry_policy=policy)
-    assert told(lab.ask(router)) == [("a", "skipped"), ("b", "ok")]
-    assert lab.clock.monotonic() == pytest.approx(2)
-
-
-def test_full_routes_are_waited_for_where_it_is_shortest(lab: Lab) -> None:
-    """No route is free soon, so the one that is free first is asked."""
-    limits = lab.used_up(), lab.used_up(requests_per_minute=6)
-    answer = lab.ask(lab.routed(*limits))
-    assert told(answer) == [("a", "skipped"), ("b", "ok")]
-    assert attempts(answer)[1]["limiter_wait"] == pytest.approx(10)
+@pytest.mark.parametrize(
+    ("used_up", "patience", "told_of", "waited"),
+    [
+        ((60, 0), 10, "its rate limit is used up for 60.0 s", 0),
+        ((2, 0), 10, "", 2),
+        ((2, 0), 0, "its rate limit is used up for 2.0 s", 0),
+        ((60, 10), 5, "its rate limit is used up for 60.0 s", 10),
+    ],
+    ids=["full", "a short wait", "a short wait, no patience", "all full"],
+)
+def test_the_route_that_is_free_first_is_asked(
+    lab: Lab,
+    method: str,
+    used_up: tuple[float, ...],
+    patience: float,
+    told_of: str,
+    waited: float,
+) -> None:
+    """Without a wait if one is free; a wait up to `failover_after_wait` stays."""
+    limits = [
+        lab.used_up(requests_per_minute=60 / wait) if wait else None for wait in used_up
+    ]
+    policy = RetryPolicy(failover_after_wait=patience)
+    answer = lab.ask(lab.routed(*limits, retry_policy=policy), method)
+    spills = [("a", "skipped"), ("b", "ok")]
+    assert told(answer) == (spills if told_of else [("a", "ok")])
+    assert attempts(answer)[0].get("reason", "") == told_of
+    assert attempts(answer)[-1].get("limiter_wait", 0) == pytest.approx(waited)
+    assert lab.clock.monotonic() == pytest.approx(waited)
 
 
 def test_a_routers_own_limit_holds_for_all_routes(lab: Lab) -> None:
     """A second route is no way around it."""
-    limit = lab.limit(requests_per_minute=6)
-    router = lab.routed(None, None, rate_limit=limit)
-    lab.ask(router)
+    router = lab.routed(None, None, rate_limit=lab.used_up(requests_per_minute=6))
     answer = lab.ask(router)
     assert told(answer) == [("a", "ok")]
     assert attempts(answer)[0]["limiter_wait"] == pytest.approx(10)
@@ -256,20 +239,6 @@ def test_a_models_own_limit_is_its_routes(lab: Lab, method: str) -> None:
         assert told(lab.ask(router, method))[-1] == ("gpt-4o", "ok")
     lab.clock.advance(60)
     assert told(lab.ask(router, method)) == [("gpt-4", "ok")]
-
-
-def test_waits_open_no_breaker(lab: Lab) -> None:
-    """A limit that lets nothing through says nothing about the provider."""
-    breaker = CircuitBreaker(failure_threshold=1, clock=lab.clock)
-    route = Route(
-        model=chat_openai(lab.gateway), rate_limit=lab.used_up(), breaker=breaker
-    )
-    router = lab.router(routes=[route], retry_policy=RetryPolicy(deadline=2))
-    for _ in range(3):
-        with pytest.raises(APITimeoutError, match="nothing was sent"):
-            lab.ask(router)
-    assert not breaker.is_open
-    assert len(lab.gateway.requests) == 0
 
 
 def test_a_request_that_never_fits_goes_elsewhere(lab: Lab) -> None:
@@ -428,22 +397,6 @@ def test_each_request_inside_of_a_route_counts(lab: Lab, last: Any) -> None:
     assert spent == pytest.approx(2)
 
 
-class _PausedMeanwhile(BaseRateLimiter):
-    """Gives a turn at once; in the meantime a server asks every caller for a pause."""
-
-    def __init__(self, breakers: list[CircuitBreaker]) -> None:
-        self._breakers = breakers
-
-    def acquire(self, *, blocking: bool = True) -> bool:
-        del blocking
-        while self._breakers:
-            self._breakers.pop().pause_for(5)
-        return True
-
-    async def aacquire(self, *, blocking: bool = True) -> bool:
-        return self.acquire(blocking=blocking)
-
-
 @pytest.mark.parametrize("count", [1, 2])
 @both_ways
 def test_a_pause_that_begins_during_the_wait_for_a_turn_is_waited_for(
@@ -455,14 +408,19 @@ def test_a_pause_that_begins_during_the_wait_for_a_turn_is_waited_for(
         CircuitBreaker(clock=lab.clock, name=f"b{number}", store=store)
         for number in range(count)
     ]
-    limiter = _PausedMeanwhile(list(breakers))
-    router = lab.router(
-        routes=[
-            Route(model=chat_openai(lab.gateway, rate_limiter=limiter), breaker=breaker)
-            for breaker in breakers
-        ]
-    )
-    assert lab.ask(router, method)
+    waiting = list(breakers)
+
+    def pause() -> None:
+        while waiting:
+            waiting.pop().pause_for(5)
+
+    limiter = Turns(pause)
+    models = [chat_openai(lab.gateway, rate_limiter=limiter) for _ in breakers]
+    routes = [
+        Route(model=model, breaker=breaker)
+        for model, breaker in zip(models, breakers, strict=True)
+    ]
+    assert lab.ask(lab.router(routes=routes), method)
     assert len(lab.gateway.requests) == 1
     assert sum(lab.clock.sleeps) >= 5
 
@@ -487,54 +445,28 @@ async def test_no_more_requests_at_a_time_than_allowed(
     assert limit.in_flight == 0
 
 
-class _OpensMeanwhile(_PausedMeanwhile):
-    """Gives a turn at once; in the meantime a breaker opens."""
-
-    def acquire(self, *, blocking: bool = True) -> bool:
-        del blocking
-        while self._breakers:
-            self._breakers.pop().open_for(30)
-        return True
-
-
 def test_a_breaker_that_opens_after_the_wait_leaves_the_next_route(lab: Lab) -> None:
     """Also if the request is larger than its limit: the server decides about that."""
-    breaker = CircuitBreaker(clock=lab.clock)
     limits = [lab.limit(requests_per_minute=60), lab.limit(tokens_per_minute=100)]
-    limiter = _OpensMeanwhile([breaker])
-    models = [chat_openai(lab.gateway, rate_limiter=limiter), chat_openai(lab.gateway)]
+    breaker = CircuitBreaker(clock=lab.clock)
+    turns = Turns(functools.partial(breaker.open_for, 30))
+    first = chat_openai(lab.gateway, rate_limiter=turns)
     routes = [
-        Route(model=model, name=name, rate_limit=limit, breaker=own)
-        for model, name, limit, own in zip(
-            models, "ab", limits, (breaker, None), strict=True
-        )
+        Route(model=first, name="a", rate_limit=limits[0], breaker=breaker),
+        Route(model=chat_openai(lab.gateway), name="b", rate_limit=limits[1]),
     ]
-    router = lab.router(routes=routes)
-    answer = lab.ask(router, prompt="word " * 400)
+    answer = lab.ask(lab.router(routes=routes), prompt="word " * 400)
     assert told(answer) == [("a", "circuit_open"), ("b", "ok")]
     assert [limit.in_flight for limit in limits] == [0, 0]
     assert limits[0].available() == {"requests": 1.0}
-
-
-class Gate(BaseRateLimiter):
-    """A limiter of LangChain that refuses until a time."""
-
-    def __init__(self, clock: FakeClock, opens: float) -> None:
-        self._clock, self._opens = clock, opens
-
-    def acquire(self, *, blocking: bool = True) -> bool:
-        del blocking
-        return self._clock.monotonic() >= self._opens
-
-    async def aacquire(self, *, blocking: bool = True) -> bool:
-        return self.acquire(blocking=blocking)
 
 
 def test_a_models_limiter_of_langchain_counts_as_well(lab: Lab) -> None:
     """If it sends the call elsewhere, the first route's limit has its turn back."""
     limits = [lab.limit(requests_per_minute=60) for _ in range(2)]
     router = lab.routed(*limits)
-    router.routes[0].model.rate_limiter = Gate(lab.clock, 30)
+    limiter = Turns(lambda: lab.clock.monotonic() >= 30)
+    router.routes[0].model.rate_limiter = limiter
     assert told(lab.ask(router)) == [("b", "ok")]
     lab.clock.advance(60)
     assert [limit.in_flight for limit in limits] == [0, 0]

@@ -1,7 +1,6 @@
 """`RateLimit(store=)`: one limit for many processes, by leases; here without Redis."""
 
 import json
-import pickle
 from typing import Any
 
 import fakeredis
@@ -10,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_retryrouter import RateLimit, RetryRouter, Route
-from langchain_retryrouter._shared import LIMIT, Operation, Record, Reply
-from langchain_retryrouter.rate_limits import Reservation, Size
+from langchain_retryrouter._shared import LIMIT, Record, Reply
+from langchain_retryrouter.rate_limits import Size
 from langchain_retryrouter.stores import MemoryStore
-from langchain_retryrouter.stores.redis import script
 from langchain_retryrouter.testing import FakeClock, FaultyGateway
 from tests.promises.harness import limited_fleet, run
+from tests.support.interleavings import script_args, with_time
 from tests.support.models import chat_openai
 
-ONE = Size()
+from .conftest import ONE, admitted
 
 
 def shared(store: Any, clock: Any, **numbers: Any) -> RateLimit:
@@ -29,22 +28,18 @@ def shared(store: Any, clock: Any, **numbers: Any) -> RateLimit:
 @pytest.mark.parametrize("per_minute", [600, 2_400])
 def test_a_fleet_gets_the_limit_in_equal_parts(per_minute: int, strict: bool) -> None:
     """Twice as much is wanted as there is: all of it is used, and nobody starves."""
-    admitted, _ = run(
-        limited_fleet(
-            8, per_minute / 240, 20, requests_per_minute=per_minute, strict=strict
-        )
-    )
-    limit = per_minute / 3
+    numbers: Any = {"requests_per_minute": per_minute, "strict": strict}
+    admissions, _ = run(limited_fleet(8, per_minute / 240, 20, **numbers))
+    limit, fair = per_minute / 3, sum(admissions) / 8
     burst = per_minute / 60 + 8  # A second's worth, and the first of each process.
-    assert 0.97 * limit <= sum(admitted) <= 1.02 * limit + burst
-    assert min(admitted) >= sum(admitted) / 8 / 2
-    assert max(admitted) <= sum(admitted) / 8 * 2
+    assert 0.97 * limit <= sum(admissions) <= 1.02 * limit + burst
+    assert fair / 2 <= min(admissions) <= max(admissions) <= fair * 2
 
 
 def test_what_others_leave_is_used() -> None:
     """Below the limit nobody waits for long, whoever has how much to do."""
-    admitted, waits = run(limited_fleet(4, 2.0, 30, requests_per_minute=1_200))
-    assert len(waits) >= sum(admitted) > 200
+    admissions, waits = run(limited_fleet(4, 2.0, 30, requests_per_minute=1_200))
+    assert len(waits) >= sum(admissions) > 200
     assert sorted(waits)[int(len(waits) * 0.9)] < 0.01
 
 
@@ -52,19 +47,16 @@ def test_concurrency_is_shared(clock: FakeClock) -> None:
     """A permit that one process gives back, another one may take."""
     store = MemoryStore(clock=clock)
     first, second = (shared(store, clock, max_concurrency=4) for _ in range(2))
-    held = [first.reserve(ONE, 1) for _ in range(4)]
-    assert None not in held
+    held = [admitted(first) for _ in range(4)]
     assert second.reserve(ONE, 1) is None
     for one in held[1:]:
-        assert one is not None
         one.succeeded()
     for _ in range(3):
         clock.advance(1)
         store.wake()
-    taken = []
-    while (one := second.reserve(ONE, 1)) is not None:
-        taken.append(one)
-    assert 1 <= len(taken) <= 3
+    while second.reserve(ONE, 1) is not None:
+        pass
+    assert 1 <= second.in_flight <= 3
     assert first.in_flight + second.in_flight <= 4
 
 
@@ -87,23 +79,14 @@ def test_the_first_call_does_not_wait_for_the_store(clock: FakeClock) -> None:
         def submit(self, *_: Any) -> bool:
             return True  # The reply never comes.
 
-    limit = shared(Silent(clock=clock), clock, requests_per_minute=60)
-    assert limit.reserve(ONE) is not None
-    assert clock.sleeps == []
-    limit = shared(Silent(clock=clock), clock, requests_per_minute=60, strict=True)
-    assert limit.reserve(ONE) is not None
-    assert clock.sleeps != []
+    for strict in (False, True):
+        numbers = {"requests_per_minute": 60, "strict": strict}
+        admitted(shared(Silent(clock=clock), clock, **numbers))
+        assert (clock.sleeps != []) == strict
 
 
 class Away(MemoryStore):
     """A store that can be switched off."""
-
-    def __init__(self, clock: FakeClock) -> None:
-        super().__init__(clock=clock)
-        vars(self)["is_up"] = True
-
-    def switch(self, *, is_up: bool) -> None:
-        vars(self)["is_up"] = is_up
 
     def submit(self, *args: Any, **kwargs: Any) -> bool:
         return self.is_up and super().submit(*args, **kwargs)
@@ -114,21 +97,19 @@ def test_without_its_store_a_process_keeps_to_its_share(clock: FakeClock) -> Non
 
     A limit without `max_concurrency` has no share of it: requests need not end.
     """
-    store = Away(clock)
+    store = Away(clock=clock)
     limits = [shared(store, clock, requests_per_minute=600) for _ in range(5)]
     for limit in limits:
-        one = limit.reserve(ONE)
-        assert one is not None
-        one.succeeded()
+        admitted(limit)
     clock.advance(1)
     store.wake()
-    store.switch(is_up=False)
-    began, admitted = clock.monotonic(), 0
+    store.is_up = False
+    began, count = clock.monotonic(), 0
     while clock.monotonic() - began < 30:
-        assert limits[0].reserve(ONE, 5) is not None
-        admitted += 1
-    assert 60 <= admitted <= 60 + 10  # And what it had in stock.
-    store.switch(is_up=True)
+        admitted(limits[0])
+        count += 1
+    assert 60 <= count <= 60 + 10  # And what it had in stock.
+    store.is_up = True
     clock.advance(2)
     store.wake()
     assert limits[0].reserve(ONE, 1) is not None
@@ -147,9 +128,7 @@ def test_a_store_that_refuses_is_not_asked_all_the_time() -> None:
 
     limit = RateLimit(requests_per_minute=240, name="a", store=Refusing())
     for _ in range(3):
-        one = limit.reserve(ONE, 5)
-        assert one is not None
-        one.succeeded()
+        admitted(limit)
     assert asked < 20
 
 
@@ -168,71 +147,44 @@ def test_a_limit_of_a_router_is_shared_by_its_store(
     assert len(scope.processes) == 1
 
 
-def test_a_shared_limit_needs_a_name_and_a_store() -> None:
-    """Both errors say what to give."""
-    with pytest.raises(ValueError, match="needs a name, the same in all processes"):
-        RateLimit(requests_per_minute=1, store=MemoryStore())
-    with pytest.raises(ValueError, match=r"a RedisStore\(url\).* not of type str$"):
-        RateLimit(requests_per_minute=1, name="a", store="redis://x")  # type: ignore[arg-type] # wrong
-    limit = RateLimit(requests_per_minute=1, name="a", store=MemoryStore())
-    assert pickle.loads(pickle.dumps(limit)).is_shared
-
-
 # --- the operation, in Lua and in Python ---
 
-KIND = st.tuples(
-    st.sampled_from([0.0, 0.5, 2.0]),
+STEP = st.tuples(
+    st.integers(0, 5),  # The process, its permits, and the time to the next step.
+    st.integers(0, 10),
+    st.integers(0, 6_000),
+    st.sampled_from([0.0, 0.5, 2.0]),  # The rate, what changes, is wanted and needed.
     st.sampled_from([0.0, 1.0, -3.0]),
     st.sampled_from([0.0, 1.0, 7.0, 200.0]),
     st.sampled_from([0.0, 1.0, 50.0]),
 )
 
 
-def arguments(
-    process: str, permits: int, busy: int, kind: tuple[float, ...]
-) -> list[Any]:
-    rate, change, want, need = kind
-    kinds = [["requests", rate, 100.0, change, max(want, need), need, need]]
-    return [process, 8, max(permits, busy), max(permits, busy), busy, kinds]
-
-
 @settings(max_examples=50, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 5), st.integers(0, 10), KIND, st.integers(0, 6_000)),
-        max_size=25,
-    )
-)
+@given(st.lists(STEP, max_size=25))
 def test_lua_and_python_are_the_same(steps: list[tuple[Any, ...]]) -> None:
     """And in any order no more is granted than there is, nor more permits than 8."""
     redis = fakeredis.FakeRedis(decode_responses=True)
-    lua = redis.register_script(_with_time(LIMIT))
+    lua = redis.register_script(with_time(LIMIT))
     record: Record = {}
     now = 1_000_000
     seen, held = dict[str, int](), dict[str, int]()
-    for number, permits, kind, pause in steps:
+    for number, permits, pause, rate, change, want, need in steps:
         now += pause
         process = f"p{number}"
         is_alive = now - seen.get(process, 0) <= 5_000
         busy = min(held.get(process, 0), permits) if is_alive else 0
-        args = arguments(process, permits, busy, kind)
+        most = max(permits, busy)
+        kind = ["requests", rate, 100.0, change, max(want, need), need, need]
+        args = [process, 8, most, most, busy, [kind]]
         reply = LIMIT.run(record, now, args)
-        told = json.loads(lua(keys=["k"], args=["c", json.dumps([now, args])]))
+        told = json.loads(lua(keys=["k"], args=script_args(now, args)))
         assert told == pytest.approx(reply)
         seen[process], held[process] = now, reply[3]
         alive = [n for who, n in held.items() if now - seen[who] <= 5_000]
         assert sum(alive) <= 8
-        assert reply[4] <= max(100.0, kind[3])
-        assert -60_000 * kind[0] - 200 <= record["requests"] <= 100
-
-
-def _with_time(operation: Operation) -> str:
-    """The operation's script at a time that the test gives."""
-    text = script(operation)[0]
-    text = text.replace("cjson.decode(ARGV[2]))", "cjson.decode(ARGV[2])[2])")
-    begin = text.index("local time =")
-    end = text.index("local function count(")
-    return f"{text[:begin]}local now = cjson.decode(ARGV[2])[1]\n{text[end:]}"
+        assert reply[4] <= max(100.0, need)
+        assert -60_000 * rate - 200 <= record["requests"] <= 100
 
 
 def test_a_dead_process_holds_nothing() -> None:
@@ -280,12 +232,10 @@ def test_a_reservation_settles_in_a_shared_bucket(clock: FakeClock) -> None:
     """What was not used goes back to all."""
     store = MemoryStore(clock=clock)
     first, second = (shared(store, clock, tokens_per_minute=600) for _ in range(2))
-    one: Reservation | None = first.reserve(Size(0, 500))
-    assert one is not None
+    one = admitted(first, Size(0, 500))
     one.used = (0, 10)
     one.succeeded()
     for _ in range(4):
         clock.advance(1)
         store.wake()
-    other = second.reserve(Size(0, 10), 2)
-    assert other is not None
+    assert second.reserve(Size(0, 10), 2) is not None
