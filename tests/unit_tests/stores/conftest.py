@@ -18,15 +18,10 @@ def eventually(happened: Callable[[], object], seconds: float = 5.0) -> None:
         time.sleep(0.002)  # noqa: TID251 - threads need real time
 
 
-class Processes(NamedTuple):
-    """Stores with a lane each, as different processes have, and what they share."""
-
-    one: RedisStore
-    other: RedisStore
-    server: fakeredis.FakeServer
-
-    def client(self) -> fakeredis.FakeRedis:
-        return fakeredis.FakeRedis(server=self.server, decode_responses=True)
+def states(store: RedisStore) -> list[str]:
+    """The states of the breakers, as everybody can read them."""
+    found = [scope for scope in store.snapshot() if scope.kind == "breaker"]
+    return [scope.facts["state"] for scope in found]
 
 
 def stores_of(server: fakeredis.FakeServer, count: int) -> list[RedisStore]:
@@ -35,6 +30,17 @@ def stores_of(server: fakeredis.FakeServer, count: int) -> list[RedisStore]:
         RedisStore(fakeredis.FakeRedis(server=server, host=f"of-process-{number}"))
         for number in range(count)
     ]
+
+
+class Processes(NamedTuple):
+    """The stores of two processes, and what they share."""
+
+    one: RedisStore
+    other: RedisStore
+    server: fakeredis.FakeServer
+
+    def client(self) -> fakeredis.FakeRedis:
+        return fakeredis.FakeRedis(server=self.server, decode_responses=True)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The stores: threads and connections, keys, and what they do when something fails."""
 
 import copy
+import functools
 import importlib.util
 import os
 import pickle
@@ -17,13 +18,19 @@ import redis.asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_retryrouter import CircuitBreaker, OpenAI, RetryBudget
+from langchain_retryrouter import (
+    CircuitBreaker,
+    OpenAI,
+    RateLimit,
+    RetryBudget,
+    SpendLimit,
+)
 from langchain_retryrouter.circuit_breaker import BreakerState, Refusal
 from langchain_retryrouter.stores import MemoryStore, RedisStore
 from langchain_retryrouter.testing import FakeClock
 from tests.support.interleavings import run_interleaving
 
-from .conftest import Processes, eventually, stores_of
+from .conftest import Processes, eventually, states, stores_of
 
 CLOSED, OPEN = BreakerState.CLOSED, BreakerState.OPEN
 SERVER = fakeredis.FakeServer()
@@ -53,15 +60,8 @@ def test_all_keys_are_hashed_and_expire(processes: Processes) -> None:
     budget = RetryBudget(name=name, store=processes.one)
     breaker.open_for(1_000_000)
     assert budget.spend()
-    eventually(
-        lambda: (
-            ("budget", 486)
-            in [
-                (one.kind, one.facts.get("tokens"))
-                for one in processes.other.snapshot()
-            ]
-        )
-    )
+    shared = {"breaker", "budget"}
+    eventually(lambda: {one.kind for one in processes.other.snapshot()} == shared)
     with processes.client() as client:
         keys = client.keys()
         assert len(keys) == 3
@@ -69,9 +69,10 @@ def test_all_keys_are_hashed_and_expire(processes: Processes) -> None:
             assert key.startswith("{rr}:")
             assert name not in key
             assert 0 < client.ttl(key) <= 86_400 + 3_600
-    states = {scope.kind: scope for scope in processes.other.snapshot()}
-    assert states["breaker"].facts["by"] == processes.one.process
-    assert states["breaker"].facts["open_for"] == pytest.approx(86_400, abs=5)
+    eventually(lambda: processes.other.snapshot()[1].facts["tokens"] == 486)
+    facts = processes.other.snapshot()[0].facts
+    assert facts["by"] == processes.one.process
+    assert facts["open_for"] == pytest.approx(86_400, abs=5)
 
 
 def test_what_was_not_heard_is_repaired(processes: Processes) -> None:
@@ -100,16 +101,22 @@ def test_scripts_that_were_flushed_are_loaded_again(
     assert said_of(caplog, *processes[:2]) == []
 
 
+@pytest.mark.parametrize("kind", ["memory", "redis"])
 def test_a_listener_that_raises_stops_nothing(
-    processes: Processes, caplog: pytest.LogCaptureFixture
+    processes: Processes, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    """An error of `on_state_change` in the store's thread is logged."""
+    """An error of another model's `on_state_change` is logged; the call goes on."""
 
     def report(_before: BreakerState, now: BreakerState) -> None:
         raise LookupError(now)
 
-    one, other = breakers(processes)
-    noisy = CircuitBreaker(name="p", store=processes.other, on_state_change=report)
+    stores = processes[:2] if kind == "redis" else [MemoryStore()] * 2
+    one, noisy, other = (
+        CircuitBreaker(name="p", store=store, on_state_change=listener)
+        for store, listener in zip(
+            [*stores, stores[1]], (None, report, None), strict=True
+        )
+    )
     one.open_for(60)
     eventually(lambda: noisy.is_open and other.is_open)
     eventually(lambda: "a listener failed" in caplog.text)
@@ -122,11 +129,6 @@ def said_of(caplog: pytest.LogCaptureFixture, *stores: RedisStore) -> list[str]:
     addresses = [repr(store).split("'")[1] for store in stores]
     lines = [record.getMessage() for record in caplog.records]
     return [line for line in lines if any(one in line for one in addresses)]
-
-
-def states(store: RedisStore) -> list[str]:
-    """The states of the breakers, as everybody can read them."""
-    return [scope.facts["state"] for scope in store.snapshot()]
 
 
 def test_a_store_that_is_closed_is_opened_by_the_next_call() -> None:
@@ -211,19 +213,28 @@ def test_a_probe_without_redis_is_decided_here() -> None:
     store.close()
 
 
-def test_a_name_is_needed() -> None:
-    """What is shared needs a name that is the same everywhere."""
-    store = MemoryStore()
-    url: Any = "redis://:secret@localhost:6379/0"
-    for make in (CircuitBreaker, RetryBudget):
-        with pytest.raises(ValueError, match="needs a name, the same in all processes"):
-            make(store=store)
-        with pytest.raises(ValueError, match=r"a RedisStore\(url\).* not of type str$"):
-            make(name="any", store=url)
+@pytest.mark.parametrize(
+    "make",
+    [
+        CircuitBreaker,
+        RetryBudget,
+        functools.partial(RateLimit, max_concurrency=1),
+        functools.partial(SpendLimit, 1),
+    ],
+)
+def test_what_is_shared_needs_a_name_and_a_store(make: Any) -> None:
+    """A name that is the same everywhere; the error shows no password."""
+    with pytest.raises(ValueError, match="needs a name, the same in all processes"):
+        make(store=MemoryStore())
+    url = "redis://:secret@localhost:6379/0"
+    with pytest.raises(ValueError, match=r"a RedisStore\(url\).* not of type str$"):
+        make(name="any", store=url)
+
+
+def test_a_namespace_is_needed() -> None:
+    """Without one, services with other accounts would meet."""
     with pytest.raises(ValueError, match="namespace"):
         RedisStore("redis://127.0.0.1:1", namespace="")
-    with pytest.raises(ValueError, match="quorum must be a whole number, 1 or more"):
-        CircuitBreaker(quorum=0)
 
 
 @pytest.mark.parametrize(
@@ -271,31 +282,13 @@ def test_breakers_are_made_while_the_thread_works() -> None:
     store.close()
 
 
-@pytest.mark.parametrize("name", ["memory", "redis"])
-def test_a_system_without_forks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stores can be imported on Windows."""
+def test_a_system_without_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is shared can be imported on Windows."""
     monkeypatch.delattr(os, "register_at_fork")
-    spec = importlib.util.find_spec(f"langchain_retryrouter.stores.{name}")
+    spec = importlib.util.find_spec("langchain_retryrouter._shared")
     assert spec is not None
     assert spec.loader is not None
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
-
-
-def test_a_listener_of_another_model_does_not_fail_the_call(clock: FakeClock) -> None:
-    """What a breaker's listener raises leaves that breaker's own calls only."""
-
-    def fail(*_: Any) -> None:
-        raise LookupError
-
-    store = MemoryStore(clock=clock)
-    one, noisy, last = (
-        CircuitBreaker(name="p", store=store, clock=clock, on_state_change=listener)
-        for listener in (None, fail, None)
-    )
-    one.open_for(60)
-    assert one.is_open
-    assert noisy.is_open
-    assert last.is_open
 
 
 class SilentStore(MemoryStore):
