@@ -132,20 +132,18 @@ class _Address(NamedTuple):
 
 def _read_address(given: Any) -> _Address:
     """The address in a URL, or that of a client."""
-    if isinstance(given, str):
-        return _read_url(given)
-    pool = getattr(given, "connection_pool", None)
+    client = _client_of(given) if isinstance(given, str) else given
+    pool = getattr(client, "connection_pool", None)
     settings = getattr(pool, "connection_kwargs", None)
     if pool is None or not isinstance(settings, dict):
         what = "a URL such as 'redis://localhost:6379/0', or a redis.Redis client"
-        msg = f"RedisStore takes {what}, not of type {type(given).__name__}"
+        msg = f"RedisStore takes {what}, not of type {type(client).__name__}"
         raise TypeError(msg)
-    client = type(given)
-    if inspect.iscoroutinefunction(client.execute_command):
+    cls = type(client)
+    if inspect.iscoroutinefunction(cls.execute_command):
         msg = (
-            f"RedisStore takes a sync client, not {client.__module__}."
-            f"{client.__name__}: its thread serves async code as well; give the URL,"
-            " or redis.Redis(...)"
+            f"RedisStore takes a sync client, not {cls.__module__}.{cls.__name__}: its"
+            " thread serves async code as well; give the URL, or redis.Redis(...)"
         )
         raise TypeError(msg)
     pools = (one for one in type(pool).__mro__ if one.__name__ == "ConnectionPool")
@@ -157,10 +155,10 @@ def _read_address(given: Any) -> _Address:
         and type(value) is not object  # A mark for "not given", lost in a pickle.
     }
     settings = tuple(sorted(kept.items()))
-    return _Address(client, next(pools, type(pool)), pool.connection_class, settings)
+    return _Address(cls, next(pools, type(pool)), pool.connection_class, settings)
 
 
-def _read_url(url: str) -> _Address:
+def _client_of(url: str) -> Any:
     try:
         redis = importlib.import_module("redis")
     except ImportError as error:
@@ -170,7 +168,6 @@ def _read_url(url: str) -> _Address:
     try:
         client = redis.Redis.from_url(url)
         client.connection_pool.make_connection()  # It is not connected, but checked.
-        return _read_address(client)
     except (ValueError, TypeError, redis.RedisError) as error:
         # Not what is wrong, if that may be a part of the password.
         reason = (
@@ -183,6 +180,7 @@ def _read_url(url: str) -> _Address:
             f" unix:///path: {reason}"
         )
         raise ValueError(msg) from None
+    return client
 
 
 class _Job(NamedTuple):
