@@ -425,19 +425,16 @@ def test_a_pause_that_begins_during_the_wait_for_a_turn_is_waited_for(
     assert sum(lab.clock.sleeps) >= 5
 
 
-@pytest.mark.parametrize("method", ["batch", "abatch"])
 @pytest.mark.parametrize("name", ["GPTRouter", "RetryRouter", "OpenAIChat"])
-async def test_no_more_requests_at_a_time_than_allowed(
-    gateway: FaultyGateway, name: str, method: str
+def test_no_more_requests_at_a_time_than_allowed(
+    twin: Twin, gateway: FaultyGateway, name: str
 ) -> None:
     """Six calls at once, in threads or tasks, are three times two requests."""
     limit = RateLimit(max_concurrency=2)
     gateway.always(SlowFirstToken(0.1))
     model = new_model(name, gateway, rate_limit=limit)
-    if method == "batch":
-        await asyncio.to_thread(model.batch, ["hi"] * 6)
-    else:
-        await model.abatch(["hi"] * 6)
+    twin.batch(model, ["hi"] * 6)
+    twin.call(model, "close")
     times = [request.at for request in gateway.requests]
     assert len(times) == 6
     for first, third in zip(times, times[2:], strict=False):
