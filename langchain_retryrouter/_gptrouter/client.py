@@ -78,7 +78,7 @@ class GatewayClient(GPTRouterClient):
         self.observed = protocol.ObservedModels()
         root = base_url.rstrip("/").removesuffix("/api").rstrip("/")
         self._root = f"{root}/api"
-        self._origin = http.find_origin(root, proxy)
+        self.origin = http.find_origin(root, proxy)
 
     @property
     def api_key(self) -> str:
@@ -255,7 +255,7 @@ class GatewayClient(GPTRouterClient):
             raise UnsupportedOptionError(msg) from error
         url = self._root + path
         return http.Request(
-            self._origin, url, headers, body, connect, read, read_headers
+            self.origin, url, headers, body, connect, read, read_headers
         )
 
     def raise_typed(self, error: Exception, request: http.Request) -> None:
@@ -279,14 +279,6 @@ class GatewayClient(GPTRouterClient):
             )
         if typed is not error:
             raise typed from error
-
-    def close(self) -> None:
-        """Close the idle sync connections to the gateway; later calls open new ones."""
-        http.close_connections(self._origin)
-
-    async def aclose(self) -> None:
-        """Close the async connections of the running event loop, once they are idle."""
-        await http.aclose_connections()
 
 
 class EventStream:

@@ -25,7 +25,11 @@ from pydantic import (
 )
 
 from langchain_retryrouter import _gptrouter
-from langchain_retryrouter._gptrouter.http import find_origin
+from langchain_retryrouter._gptrouter.http import (
+    aclose_connections,
+    close_connections,
+    find_origin,
+)
 from langchain_retryrouter._http import ClosedByWith
 from langchain_retryrouter._prices import load_list
 from langchain_retryrouter._retry.call_log import Subject
@@ -285,7 +289,7 @@ class GatewayConnection(ClosedByWith, Serializable):
         called again opens new ones. A client of your own is yours to close.
         """
         if isinstance(self.client, _gptrouter.client.GatewayClient):
-            self.client.close()
+            close_connections(self.client.origin)
         close_made(self.store)
 
     async def aclose(self) -> None:
@@ -295,7 +299,7 @@ class GatewayConnection(ClosedByWith, Serializable):
         shuts it down.
         """
         if isinstance(self.client, _gptrouter.client.GatewayClient):
-            await self.client.aclose()
+            await aclose_connections()
         close_made(self.store)
 
     # --- serialization --------------------------------------------------------------

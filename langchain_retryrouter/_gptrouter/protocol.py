@@ -18,12 +18,15 @@ from typing import Annotated, Any, Final, NoReturn, TypeAlias
 from gpt_router import models
 from pydantic import (
     BaseModel,
+    ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
+    with_config,
 )
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from langchain_retryrouter import _json
 from langchain_retryrouter._gptrouter.connection import (
@@ -433,14 +436,45 @@ def _well_typed(data: dict[str, Any], types: Mapping[str, type]) -> dict[str, An
 _OPTIONAL: Final = Field(exclude_if=lambda value: value is None)
 
 
+_STRICT: Final = ConfigDict(extra="allow", strict=True)
+
+
+@with_config(_STRICT)
+class FunctionCall(TypedDict, total=False):
+    """A call of a function as OpenAI has it, whole or a piece of a stream."""
+
+    name: str | None
+    arguments: str | None
+
+
+@with_config(_STRICT)
+class ToolCall(TypedDict, total=False):
+    """A call of a tool as OpenAI has it, whole or a piece of a stream."""
+
+    index: int | None
+    id: str | None
+    function: FunctionCall | None
+
+
+@with_config(_STRICT)
+class _Update(TypedDict, total=False):
+    text: str | None
+    finish_reason: str | None
+    tool_calls: list[ToolCall] | None
+    function_call: FunctionCall | None
+
+
+_UPDATE: Final = TypeAdapter(_Update)
+
+
 class GatewayChoice(models.Choice):
     """The SDK's `Choice`, tolerant of nulls; tool calls are in OpenAI's form."""
 
     index: int = 0
     text: str = ""
     finish_reason: str | None = None  # type: ignore[assignment]
-    function_call: dict[str, Any] | None = None
-    tool_calls: Annotated[list[dict[str, Any]] | None, _OPTIONAL] = None
+    function_call: FunctionCall | None = None
+    tool_calls: Annotated[list[ToolCall] | None, _OPTIONAL] = None
     reasoning_content: Annotated[str | None, _OPTIONAL] = None
 
     @model_validator(mode="before")
@@ -462,15 +496,6 @@ class GatewayChoice(models.Choice):
         if choice.get("finish_reason") == "":
             del choice["finish_reason"]
         return {**choice, "reasoning_content": reasoning}
-
-    @field_validator("tool_calls", "function_call", mode="before")
-    @classmethod
-    def _check_calls(cls, value: Any, info: ValidationInfo) -> Any:
-        is_calls = info.field_name == "tool_calls"
-        if not (are_tool_calls if is_calls else is_function_call)(value):
-            msg = f"not {info.field_name}"
-            raise ValueError(msg)
-        return value
 
 
 class GatewayUsage(models.Usage, extra="allow"):
@@ -581,29 +606,6 @@ def read_reasoning(data: Mapping[str, Any]) -> str | None:
     return None
 
 
-def are_tool_calls(calls: Any) -> bool:
-    """Whether `calls` is None or a list of tool calls, whole or in pieces."""
-    return calls is None or (
-        isinstance(calls, list)
-        and all(
-            isinstance(call, dict)
-            and is_function_call(call.get("function") or {})
-            and isinstance(call.get("index"), int | None)
-            and isinstance(call.get("id"), str | None)
-            for call in calls
-        )
-    )
-
-
-def is_function_call(call: Any) -> bool:
-    """Whether `call` is None or a function call, whole or a piece."""
-    return call is None or (
-        isinstance(call, dict)
-        and isinstance(call.get("name"), str | None)
-        and isinstance(call.get("arguments"), str | None)
-    )
-
-
 # --- events -------------------------------------------------------------------------
 
 
@@ -629,15 +631,12 @@ def read_event(data: bytes) -> GatewayEvent:
     if kind == "error":
         raise read_error_event(event)
     content = event.get("data")
-    if kind == "update" and not (
-        isinstance(content, dict)
-        and isinstance(content.get("text"), str | None)
-        and isinstance(content.get("finish_reason"), str | None)
-        and ((calls := content.get("tool_calls")) is None or are_tool_calls(calls))
-        and ((call := content.get("function_call")) is None or is_function_call(call))
-    ):
-        msg = f"an update of the stream is not of the protocol: {excerpt(data)!r}"
-        raise malformed(msg)
+    if kind == "update":
+        try:
+            _UPDATE.validate_python(content)
+        except ValidationError as error:
+            msg = f"an update of the stream is not of the protocol: {excerpt(data)!r}"
+            raise malformed(msg) from error
     metadata: dict[str, Any] = {}
     for name, type_ in _EVENT_METADATA.items():
         if isinstance(value := event.get(name), type_):

@@ -14,7 +14,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
-from gpt_router import models
 from langchain_core.embeddings import Embeddings
 from pydantic import Field, ValidationInfo, field_validator
 from tenacity import RetryCallState
@@ -188,18 +187,7 @@ class _ChunkCall:
     def __init__(self, embeddings: GPTRouterEmbeddings, texts: Sequence[str]) -> None:
         self._embeddings = embeddings
         self._client: GatewayClient = embeddings.client
-        # The SDK's types have no annotations that would say anything.
-        new_request: Any = models.ModelRouterEmbeddingsGenerationRequest
-        params = models.ModelRouterEmbeddingsGenerationParams(input=list(texts))
-        self._requests = [
-            new_request(
-                model_name=one.name,
-                model_provider=one.provider_name,
-                promptParams=params,
-            )
-            for one in embeddings.models_priority_list
-        ]
-        self._count = len(texts)
+        self._models, self._texts = embeddings.models_priority_list, texts
         self._is_v2 = embeddings.endpoint == "v2"
         self._metadata = build_metadata(embeddings, {})
         self.context = connection.retry_context(
@@ -212,28 +200,26 @@ class _ChunkCall:
 
     def describe(self, _position: int) -> Subject:
         """What the next attempt asks, for observers."""
-        return Subject("embeddings", "gptrouter", str(self._requests[0].model_name))
+        return Subject("embeddings", "gptrouter", self._models[0].name)
 
     def route(self) -> str:
         """The model asked first, and its provider: a list may name a model twice."""
-        first = self._requests[0]
-        if self._is_v2:
-            return str(first.model_name)
-        return f"{first.model_provider}/{first.model_name}"
+        first = self._models[0]
+        return first.name if self._is_v2 else f"{first.provider_name}/{first.name}"
 
     def on_failure(self, _error: RetryRouterError) -> None:
         """Prepare the next attempt: another provider first."""
         if self._embeddings.failover:
-            failed, *others = self._requests
-            self._requests = [*others, failed]
+            failed, *others = self._models
+            self._models = [*others, failed]
 
     def send(self, attempt: Attempt) -> list[Vector]:
         answer = self._client.post(self._build_request(attempt))
-        return _read_vectors(answer, self._count)
+        return _read_vectors(answer, len(self._texts))
 
     async def asend(self, attempt: Attempt) -> list[Vector]:
         answer = await self._client.apost(self._build_request(attempt))
-        return _read_vectors(answer, self._count)
+        return _read_vectors(answer, len(self._texts))
 
     def log_retry(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
@@ -243,19 +229,35 @@ class _ChunkCall:
         logger.warning(
             "attempt %d to embed %d text(s) at %s failed (%s),"
             " another follows in %.2f s",
-            *(state.attempt_number, self._count, route, what, state.upcoming_sleep),
+            state.attempt_number,
+            len(self._texts),
+            route,
+            what,
+            state.upcoming_sleep,
         )
 
     async def alog_retry(self, state: RetryCallState) -> None:
         self.log_retry(state)
 
     def _build_request(self, attempt: Attempt) -> Request:
-        first, path = self._requests[0], "/v1/generate/embeddings"
-        ordered = enumerate(self._requests, start=1)
-        payload = {"data": [{**one.model_dump(), "order": at} for at, one in ordered]}
+        path, payload = "/v1/generate/embeddings", dict[str, Any]()
         if self._is_v2:
-            path, texts = f"{path}-v2", first.prompt_params.input
-            payload = {"input": texts, "modelName": first.model_name}
+            path += "-v2"
+            payload = {"input": self._texts, "modelName": self._models[0].name}
+        else:
+            payload["data"] = [
+                {
+                    "order": order,
+                    "modelName": one.name,
+                    "providerName": one.provider_name,
+                    # The SDK sends the names twice.
+                    "model_name": one.name,
+                    "model_provider": one.provider_name,
+                    "promptParams": {"input": self._texts},
+                    "shouldValidateTokenCount": False,
+                }
+                for order, one in enumerate(self._models, start=1)
+            ]
         payload = self._client.add_metadata_info(payload, self._metadata)
         return self._client.build_request(
             path, payload, attempt.timeout, attempt.read_headers

@@ -26,13 +26,11 @@ from langchain_retryrouter.testing import (
     Silence,
     SlowFirstToken,
     Stall,
-    Status,
     Step,
 )
 from tests.unit_tests.listeners import A_LONG_PROMPT, deaf
 
 from .conftest import WAYS, Env, NewModel
-from .frames import outcomes
 
 SHORT = 0.15
 LONG = 30.0
@@ -79,64 +77,6 @@ def test_a_deadline_ends_a_call_whatever_is_slow(
     errors = (APITimeoutError, StreamInterruptedError)
     with within(SHORT - 0.01), pytest.raises(errors):
         env.ask(way, clock=None, retry_policy=policy)
-
-
-@pytest.mark.parametrize("fault", ["stall", "drip"])
-def test_a_deadline_holds_for_all_attempts(
-    env: Env, new_hasty_llm: NewModel, fault: str
-) -> None:
-    """The deadline covers all attempts and waits, also of streams inside."""
-    env.gateway.script(Status(500))
-    env.gateway.always(SLOW[fault])
-    policy = RetryPolicy(deadline=SHORT, initial_delay=0.01)
-
-    with within(), pytest.raises(APITimeoutError) as caught:
-        env.invoke(new_hasty_llm(max_retries=9, retry_policy=policy), "hi")
-
-    assert caught.value.attempts >= 2
-
-
-@pytest.mark.parametrize("fault", ["silence", "slow first token", "drip"])
-def test_a_slow_first_token_is_repeated(
-    env: Env, new_hasty_llm: NewModel, fault: str
-) -> None:
-    """A stream whose first token does not come in time is retried."""
-    env.gateway.script(SLOW[fault])
-    llm = new_hasty_llm(
-        max_retries=1,
-        retry_policy=RetryPolicy(first_token_timeout=SHORT, initial_delay=0.01),
-    )
-
-    chunks = env.stream(llm, "hi")
-
-    assert "".join(chunk.content for chunk in chunks) == STUB_TEXT
-    assert outcomes(chunks[-1]) == ["timeout", "ok"]
-
-
-@pytest.mark.parametrize(
-    ("limits", "message"),
-    [
-        ({"stall_timeout": SHORT}, f"the stream was silent for {SHORT} s"),
-        (
-            {"deadline": 2 * SHORT, "stall_timeout": LONG},
-            f"the deadline of {2 * SHORT} s is over",
-        ),
-    ],
-    ids=["stall", "deadline"],
-)
-def test_a_stall_is_an_error(
-    env: Env, new_hasty_llm: NewModel, limits: dict[str, Any], message: str
-) -> None:
-    """A stream that stands still too long is interrupted, and not repeated."""
-    env.gateway.always(Stall(after=2, seconds=LONG))
-    llm = new_hasty_llm(max_retries=3, retry_policy=RetryPolicy(**limits))
-
-    with pytest.raises(StreamInterruptedError) as caught:
-        env.stream(llm, "hi")
-
-    assert str(caught.value) == f"{message}, after 10 characters"
-    assert caught.value.delivered == "Hello from"
-    assert len(env.gateway.requests) == 1
 
 
 @pytest.mark.parametrize("timeout", [SHORT, (LONG, SHORT)], ids=["one", "pair"])
