@@ -39,6 +39,7 @@ from langchain_core.callbacks.manager import ahandle_event, handle_event
 from langchain_core.language_models.base import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.tracers.base import AsyncBaseTracer, BaseTracer
 from langchain_core.utils.uuid import uuid7
@@ -243,7 +244,10 @@ def _for_each_handler(run_manager: _RunManager | None) -> Iterator[_RunManager]:
 
 
 class RetryVisibleChatModel(BaseChatModel):
-    """A chat model whose `_stream` and `_astream` find the run that they serve."""
+    """A chat model whose `_stream` and `_astream` find the run that they serve.
+
+    A cached answer has no attempts.
+    """
 
     def stream(
         self,
@@ -314,6 +318,25 @@ class RetryVisibleChatModel(BaseChatModel):
         if streams and run_manager is not None:
             _run.set(_Run(self, run_manager))
         return streams
+
+    def _convert_cached_generations(
+        self, cache_val: list[Generation]
+    ) -> list[ChatGeneration]:
+        """What a cache has, with an attempt log that is empty: nothing was sent."""
+        generations = super()._convert_cached_generations(cache_val)
+        for generation in generations:
+            metadata = generation.message.response_metadata
+            log = metadata.get("retryrouter", {})
+            attempt_log = {**log, "attempts": []}
+            attempt_log.pop("cost_is_estimate", None)  # Nothing costs nothing.
+            if "cost" in log:
+                attempt_log["cost"] = 0.0
+            # A new dict: the caller who was given the answer before has the old one.
+            generation.message.response_metadata = {
+                **metadata,
+                "retryrouter": attempt_log,
+            }
+        return generations
 
     def _open_run(
         self,

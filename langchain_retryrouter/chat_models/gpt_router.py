@@ -283,20 +283,6 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
     ) -> dict[str, Any]:
         return _gptrouter.messages.add_usage(llm_outputs)
 
-    def _convert_cached_generations(
-        self, cache_val: list[outputs.Generation]
-    ) -> list[outputs.ChatGeneration]:
-        """A cached answer, with an empty attempt log, since nothing was sent."""
-        generations = super()._convert_cached_generations(cache_val)
-        for generation in generations:
-            message = generation.message
-            # A copy: the earlier caller still holds the old dict.
-            message.response_metadata = {
-                **message.response_metadata,
-                "retryrouter": {"attempts": []},
-            }
-        return generations
-
     # --- tools and structured output ---
 
     def bind_tools(
@@ -491,16 +477,15 @@ def get_ordered_generation_requests(
     """
     kwargs.pop("stream", None)
     params = _gptrouter.protocol.build_params(kwargs)
-    requests = []
-    for order, model in enumerate(models_priority_list, start=1):
-        request = _gptrouter.protocol.GatewayRequest(
+    return [
+        _gptrouter.protocol.GatewayRequest(
             model_name=model.name,
             provider_name=model.provider_name,
             order=order,
             prompt_params=params,
         )
-        requests.append(request)
-    return requests
+        for order, model in enumerate(models_priority_list, start=1)
+    ]
 
 
 def completion_with_retry(

@@ -31,10 +31,8 @@ from langchain_core.load.serializable import (
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.outputs import (
-    ChatGeneration,
     ChatGenerationChunk,
     ChatResult,
-    Generation,
 )
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -778,25 +776,6 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         """
         params = {**self._get_invocation_params(stop=stop, **kwargs), **kwargs}
         return str(sorted(params.items()))
-
-    def _convert_cached_generations(
-        self, cache_val: list[Generation]
-    ) -> list[ChatGeneration]:
-        """What a cache has, with an attempt log that is empty: nothing was sent."""
-        generations = super()._convert_cached_generations(cache_val)
-        for generation in generations:
-            metadata = generation.message.response_metadata
-            log = metadata.get("retryrouter", {})
-            attempt_log = {**log, "attempts": []}
-            attempt_log.pop("cost_is_estimate", None)  # Nothing costs nothing.
-            if "cost" in log:
-                attempt_log["cost"] = 0.0
-            # A new dict: the caller who was given the answer before has the old one.
-            generation.message.response_metadata = {
-                **metadata,
-                "retryrouter": attempt_log,
-            }
-        return generations
 
     @classmethod
     def is_lc_serializable(cls) -> bool:

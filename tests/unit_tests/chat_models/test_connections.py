@@ -1,6 +1,7 @@
-"""Connections: kept, shared, and closed at once.
+"""Connections: kept, shared, closed at once, and limited in time.
 
-The gateway counts connections and says on which of them a request came.
+The gateway counts connections and says on which of them a request came. Limits of time
+are about a tenth of a second, on the real clock.
 """
 
 import asyncio
@@ -8,6 +9,7 @@ import contextlib
 import gc
 import socket
 import ssl
+import time
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from langchain_core.load import dumps
 from langchain_retryrouter import (
     APIConnectionError,
     APITimeoutError,
+    RetryPolicy,
     RetryRouterError,
     ServerError,
     StreamInterruptedError,
@@ -37,14 +40,16 @@ from langchain_retryrouter.testing import (
     FaultyGateway,
     HtmlPage,
     Raw,
+    Silence,
     SlowFirstToken,
     Stall,
     Status,
     Step,
 )
 from tests.unit_tests.conftest import Twin
+from tests.unit_tests.listeners import A_LONG_PROMPT, deaf
 
-from .conftest import GPT_4, Env, NewModel
+from .conftest import GPT_4, WAYS, Env, NewModel
 from .frames import END, text_of, update
 from .relays import Proxy, Relay
 
@@ -516,3 +521,78 @@ def test_a_redirect_is_not_followed(env: Env) -> None:
                 call(env.llm(), "hi")
             assert (caught.value.status_code, caught.value.attempts) == (307, 1)
         assert other.requests == []
+
+
+# --- limits of time ---
+
+
+SHORT = 0.15
+LONG = 30.0
+
+
+@contextlib.contextmanager
+def within(least: float = 0.0) -> Iterator[None]:
+    """Fail if the block takes less than this, or a second longer than `SHORT`."""
+    began = time.monotonic()
+    yield
+    assert least <= time.monotonic() - began < SHORT + 1
+
+
+SLOW: dict[str, Step] = {
+    "silence": Silence(),
+    "slow first token": SlowFirstToken(LONG),
+    "stall": Stall(after=1, seconds=LONG),
+    "drip": Drip(seconds=0.02),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("fault", SLOW)
+def test_a_deadline_ends_a_call_whatever_is_slow(
+    env: Env, fault: str, way: str
+) -> None:
+    """A call ends at its deadline if the server is silent, stalled or dripping."""
+    env.gateway.always(SLOW[fault])
+    policy = RetryPolicy(max_retries=0, deadline=SHORT)
+
+    errors = (APITimeoutError, StreamInterruptedError)
+    with within(SHORT - 0.01), pytest.raises(errors):
+        env.ask(way, clock=None, retry_policy=policy)
+
+
+@pytest.mark.parametrize("timeout", [SHORT, (LONG, SHORT)], ids=["one", "pair"])
+@pytest.mark.parametrize("fault", ["silence", "stall"])
+def test_the_request_timeout_is_for_silence(env: Env, timeout: Any, fault: str) -> None:
+    """`request_timeout`, or the second of a pair, is how long silence may last."""
+    env.gateway.always(SLOW[fault])
+    # A long deadline does not lift it.
+    policy = RetryPolicy(max_retries=0, deadline=LONG, first_token_timeout=LONG)
+    llm = env.llm(clock=None, request_timeout=timeout, retry_policy=policy)
+
+    for call in (env.invoke, env.stream):
+        with within(), pytest.raises(RetryRouterError):
+            call(llm, "hi")
+
+
+def test_a_dripping_server_is_not_silent(env: Env) -> None:
+    """A server that keeps sending, however slowly, is within `request_timeout`."""
+    env.gateway.always(Drip(seconds=0.03, size=150))
+    llm = env.llm(clock=None, max_retries=0, request_timeout=SHORT)
+
+    assert env.invoke(llm, "hi").content == STUB_TEXT
+    assert len(env.stream(llm, "hi")) > 1
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_a_request_that_is_not_read_is_a_timeout(env: Env, way: str) -> None:
+    """A server that reads nothing of a long request causes a timeout."""
+    policy = RetryPolicy(max_retries=0, deadline=SHORT)
+    with deaf() as address:
+        llm = env.llm(clock=None, gpt_router_api_base=address, retry_policy=policy)
+        with within(), pytest.raises(APITimeoutError):
+            getattr(env, way)(llm, A_LONG_PROMPT)
+
+    with warnings.catch_warnings():
+        # asyncio's own, for a connection that cannot send what is left in its buffer.
+        warnings.filterwarnings("ignore", "unclosed", ResourceWarning)
+        gc.collect()

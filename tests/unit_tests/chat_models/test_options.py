@@ -87,13 +87,14 @@ def test_the_gateway_retries_only_if_the_model_does_not(
 
 
 def test_a_shared_budget_and_breaker_are_drawn_from(env: Env) -> None:
-    """Two models with one budget and one breaker share their state."""
+    """Models with one budget and one breaker share their state."""
     env.gateway.always(Status(503))
     budget = RetryBudget(capacity=28)
-    with pytest.raises(UnavailableError) as caught:
-        env.ask("invoke", budget=budget)
-    assert caught.value.__notes__[-1].endswith("retry budget empty")
-    assert len(env.gateway.requests) == 3
+    for way, requests in (("invoke", 3), ("stream", 4)):  # Two retries in all.
+        with pytest.raises(UnavailableError) as caught:
+            env.ask(way, budget=budget)
+        assert caught.value.__notes__[-1].endswith("retry budget empty")
+        assert len(env.gateway.requests) == requests
 
     breaker = CircuitBreaker(failure_threshold=2)
     for _ in range(2):  # A call counts once, however many of its attempts fail.
@@ -101,7 +102,7 @@ def test_a_shared_budget_and_breaker_are_drawn_from(env: Env) -> None:
             env.ask("invoke", breaker=breaker, max_retries=0)
     with pytest.raises(CircuitOpenError, match="nothing was sent"):
         env.ask("stream", breaker=breaker)
-    assert len(env.gateway.requests) == 5
+    assert len(env.gateway.requests) == 6
 
 
 # --- options of the provider ---

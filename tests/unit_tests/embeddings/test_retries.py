@@ -164,7 +164,7 @@ def test_a_provider_that_failed_is_asked_last(env: Env, failover: bool) -> None:
     )
 
 
-def test_a_breaker_and_connections_are_shared_with_chat_models(env: Env) -> None:
+def test_a_breaker_is_shared_with_chat_models(env: Env) -> None:
     """A breaker that a chat model opened stops embeddings of the same gateway too."""
     breaker = CircuitBreaker(failure_threshold=1, recovery_time=30.0, clock=env.clock)
     embeddings = env.embeddings(breaker=breaker, max_retries=0)

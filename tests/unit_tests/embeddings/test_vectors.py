@@ -1,7 +1,9 @@
 """Requests for vectors and their answers: a vector for each text, or an error."""
 
 import asyncio
+import copy
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -358,3 +360,19 @@ def test_different_models_are_refused_unless_wanted(
     # `v2` takes one name: a second model would never be asked.
     with pytest.raises(ValidationError, match="2 are listed: the others would never"):
         new_embeddings(models_priority_list=[SMALL, AT_AZURE], endpoint="v2")
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda embeddings: pickle.loads(pickle.dumps(embeddings))],
+    ids=["deepcopy", "pickle"],
+)
+def test_a_copy_answers(env: Env, duplicate: Any) -> None:
+    """A copy has the key and the fields, and works in another process."""
+    embeddings = env.embeddings(clock=None, chunk_size=7)
+    env.embed(embeddings, "a")
+
+    again = duplicate(embeddings)
+
+    assert again.chunk_size == 7
+    assert env.embed(again, "a") == stub_embedding("a")
