@@ -22,12 +22,10 @@ class Relay:
         *,
         host: str = "127.0.0.1",
         tls: ssl.SSLContext | None = None,
-        write_size: int = 65536,
     ) -> None:
         parts = urlsplit(target)
         self._target = (parts.hostname or "", parts.port or 0)
         self._tls = tls
-        self._write_size = write_size
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, 0), family=family)
         scheme = "https" if tls else "http"
@@ -90,7 +88,7 @@ class Relay:
         self._open.append(server)
         server.sendall(first)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._run(_pump, server, client, self._write_size)
+        self._run(_pump, server, client)
         _pump(client, server)
 
 
@@ -134,10 +132,9 @@ def _read_head(client: socket.socket) -> tuple[str, bytes]:
     return head.decode("latin-1") + "\r\n\r\n", body
 
 
-def _pump(source: socket.socket, target: socket.socket, size: int = 65536) -> None:
+def _pump(source: socket.socket, target: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
-            for at in range(0, len(data), size):
-                target.sendall(data[at : at + size])
+            target.sendall(data)
     with contextlib.suppress(OSError):
         target.shutdown(socket.SHUT_WR)
