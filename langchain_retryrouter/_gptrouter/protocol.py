@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any, Final, NoReturn, TypeAlias
@@ -32,10 +32,12 @@ from langchain_retryrouter import _json
 from langchain_retryrouter._gptrouter.connection import (
     GATEWAY_METADATA,
     GatewayConnection,
+    GPTRouterModel,
 )
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter._providers import errors
 from langchain_retryrouter._retry.call_log import AttemptRecord, Subject
+from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
@@ -94,8 +96,10 @@ class GatewayRequest(models.ModelGenerationRequest):
         return self.model_name, self.provider_name
 
 
-def build_params(options: Mapping[str, Any]) -> GatewayParams:
-    """What the provider is asked, checked and in the gateway's form."""
+def build_requests(
+    listed: Iterable[GPTRouterModel], options: Mapping[str, Any]
+) -> list[GatewayRequest]:
+    """A request for each model, with the options checked and in the gateway's form."""
     options = {n: v if n == "messages" else _to_json(v) for n, v in options.items()}
     call = options.get("function_call")
     if isinstance(call, str):
@@ -106,7 +110,7 @@ def build_params(options: Mapping[str, Any]) -> GatewayParams:
         elif call != "auto":
             options["function_call"] = {"name": call}
     try:
-        return GatewayParams(**options)
+        params = GatewayParams(**options)
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
         reasons = [line["msg"] for line in error.errors() if line["loc"][0] == name]
@@ -115,6 +119,15 @@ def build_params(options: Mapping[str, Any]) -> GatewayParams:
         value = shown.repr(options[name])
         msg = f"`{name}` cannot be {value}: {', or '.join(reasons)}"
         raise UnsupportedOptionError(msg) from error
+    return [
+        GatewayRequest(
+            model_name=model.name,
+            provider_name=model.provider_name,
+            order=order,
+            prompt_params=params,
+        )
+        for order, model in enumerate(listed, start=1)
+    ]
 
 
 def build_metadata(
@@ -327,35 +340,39 @@ class ModelList:
         """What the next attempt asks, for observers."""
         return Subject("chat", "gptrouter", self.requests[0].model_name)
 
-    def facts(self, whole: Response | None) -> dict[str, Any]:
-        """What an answer, streamed or `whole`, says of itself, for observers."""
-        if whole is None:
-            reader = self._reader
-            model, usage, reasons = reader.model, reader.usage, [reader.finish_reason]
-        else:
-            model, usage = whole.model, whole.meta and whole.meta.model_dump()
-            reasons = [choice.finish_reason for choice in whole.choices]
-        return {"model": model, "usage": usage, "finish_reasons": reasons}
+    def answered(
+        self, call_state: CallState, number: int, whole: Response | None = None
+    ) -> None:
+        """Note which model answered an attempt, streamed or `whole`, and what it says.
 
-    def answered(self, whole: Response | None) -> str | None:
-        """The model that answered, streamed or `whole`, if `route` said another."""
+        What answers is remembered, and told to the call's attempt log and observers.
+        """
+        reader = self._reader
         if whole is not None and whole.choices:
-            self._reader.model = whole.model
+            reader.model = whole.model
             # A completion model's answer has no role.
-            self._reader.is_chat = whole.choices[0].role is not None or None
+            reader.is_chat = whole.choices[0].role is not None or None
         self._learn()
-        model, first = self._reader.model, self.requests[0]
-        served = self._named(model)
+        served, first = self._named(reader.model), self.requests[0]
         # The names of models at Azure are the user's own, and not what answers say.
-        is_exact = served is not None and served.model_name == model
-        if served is None or not (is_exact or "azure" not in first.provider_name):
-            return None
-        skipped_at = self._observed.skipped_at
-        for request in self.requests[: self.requests.index(served)]:
-            skipped_at[request.key] = self._now()
-        skipped_at.pop(served.key, None)
-        self._observed.answered_at[served.key] = self._now()
-        return None if served.model_name == self._route else served.model_name
+        if served is not None and (
+            served.model_name == reader.model or "azure" not in first.provider_name
+        ):
+            skipped_at = self._observed.skipped_at
+            for request in self.requests[: self.requests.index(served)]:
+                skipped_at[request.key] = self._now()
+            skipped_at.pop(served.key, None)
+            self._observed.answered_at[served.key] = self._now()
+            if served.model_name != self._route:
+                call_state.name_route(served.model_name)
+        if call_state.wants_facts:
+            model, usage, reasons = reader.model, reader.usage, [reader.finish_reason]
+            if whole is not None:
+                model, usage = whole.model, whole.meta and whole.meta.model_dump()
+                reasons = [choice.finish_reason for choice in whole.choices]
+            call_state.answered(
+                number, model=model, usage=usage, finish_reasons=reasons
+            )
 
     def _learn(self) -> None:
         """Remember whether the model that a stream names is a chat model."""

@@ -476,16 +476,7 @@ def get_ordered_generation_requests(
         UnsupportedOptionError: For a value that no gateway takes, by its name.
     """
     kwargs.pop("stream", None)
-    params = _gptrouter.protocol.build_params(kwargs)
-    return [
-        _gptrouter.protocol.GatewayRequest(
-            model_name=model.name,
-            provider_name=model.provider_name,
-            order=order,
-            prompt_params=params,
-        )
-        for order, model in enumerate(models_priority_list, start=1)
-    ]
+    return _gptrouter.protocol.build_requests(models_priority_list, kwargs)
 
 
 def completion_with_retry(
@@ -622,16 +613,8 @@ class _GatewayCall:
     def on_last(self, event: Event) -> None:
         """Give the end of a stream the attempt log."""
         call_state = self.context.call_state
-        self._note_answer(call_state.attempt)
+        self._models.answered(call_state, call_state.attempt)
         cast("Any", event).retryrouter = call_state.attempt_log()
-
-    def _note_answer(self, number: int, whole: Response | None = None) -> None:
-        """Tell the attempt log and observers of an answer, streamed or `whole`."""
-        call_state = self.context.call_state
-        if served := self._models.answered(whole):
-            call_state.name_route(served)
-        if call_state.wants_facts:
-            call_state.answered(number, **self._models.facts(whole))
 
     # --- sending ---
 
@@ -641,10 +624,10 @@ class _GatewayCall:
         if self._streams_inside:
             with contextlib.closing(self.connect(attempt)) as events:
                 response = _gptrouter.messages.assemble(events, self.new_reader())
-            self._note_answer(attempt.number)
+            self._models.answered(self.context.call_state, attempt.number)
         else:
             response = self._client.generate(**self._request(attempt, is_stream=False))
-            self._note_answer(attempt.number, response)
+            self._models.answered(self.context.call_state, attempt.number, response)
         return response
 
     async def asend(self, attempt: Attempt) -> Response:
@@ -653,11 +636,11 @@ class _GatewayCall:
             async with contextlib.aclosing(await self.aconnect(attempt)) as events:
                 all_events = [event async for event in events]
             response = _gptrouter.messages.assemble(all_events, self.new_reader())
-            self._note_answer(attempt.number)
+            self._models.answered(self.context.call_state, attempt.number)
         else:
             request = self._request(attempt, is_stream=False)
             response = await self._client.agenerate(**request)
-            self._note_answer(attempt.number, response)
+            self._models.answered(self.context.call_state, attempt.number, response)
         return response
 
     def connect(self, attempt: Attempt) -> EventSource[Event]:
