@@ -75,6 +75,7 @@ _EXPLAINED = (
     *("max_retries", "initial_delay", "max_delay", "backoff_factor"),
     *("max_retry_after", "deadline", "attempt_timeout"),
 )
+_PING_TOKENS = 16  # The least that OpenAI's Responses API takes.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,12 +118,9 @@ def _run(argv: Sequence[str] | None) -> int:
         return arguments.run(arguments) or 0
     except BrokenPipeError:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"retryrouter {arguments.command}: {error}", file=sys.stderr)
-        return 2
-    except ImportError as error:
-        print(f"retryrouter {arguments.command}: {error}", file=sys.stderr)
-        return 1
+        return 1 if isinstance(error, ImportError) else 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -234,14 +232,10 @@ def _read_step(word: str) -> Step:
 
 
 def _explain(arguments: argparse.Namespace) -> None:
-    given: dict[str, Any] = {name: getattr(arguments, name) for name in _EXPLAINED}
-    policy = RetryPolicy(**given)
+    policy = RetryPolicy(**{name: getattr(arguments, name) for name in _EXPLAINED})
     for retry in range(1, policy.max_attempts):
         print(f"before retry {retry}: up to {policy.backoff(retry):.2f} s")
     print(policy.explain())
-
-
-_PING_TOKENS = 16  # The least that OpenAI's Responses API takes.
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -297,20 +291,18 @@ def _trace(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    console = Console()
+    console, seconds = Console(), arguments.watch
     store = RedisStore(arguments.store, namespace=arguments.namespace)
-    with contextlib.closing(store):
-        if arguments.watch is None:
+    with contextlib.closing(store), contextlib.suppress(KeyboardInterrupt):
+        if seconds is None:
             return _show_status(store, console)
-        if not 0 < arguments.watch <= _LONGEST_WATCH:
-            msg = f"--watch must be seconds above 0, not {arguments.watch:g}"
+        if not 0 < seconds <= _LONGEST_WATCH:
+            msg = f"--watch must be seconds above 0, not {seconds:g}"
             raise ValueError(msg)
-        stopped = threading.Event()
-        with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                console.clear()
-                _show_status(store, console)
-                stopped.wait(arguments.watch)
+        while True:
+            console.clear()
+            _show_status(store, console)
+            threading.Event().wait(seconds)
     return 0
 
 
@@ -325,9 +317,15 @@ def _show_status(store: RedisStore, console: rich.Console) -> int:
     for heading in ("kind", "name", "state", "processes"):
         table.add_column(heading, overflow="fold")
     for scope in scopes:
-        state = _breaker_state if scope.kind == "breaker" else _facts
+        state = "\n".join(
+            f"{name.replace('_', ' ')}: "
+            + escape(f"{value:g}" if isinstance(value, float) else str(value))
+            for name, value in scope.facts.items()
+        )
+        if scope.kind == "breaker":
+            state = _breaker_state(scope.facts)
         count = str(len(scope.processes)) if scope.processes else ""
-        table.add_row(scope.kind, escape(scope.name), state(scope.facts), count)
+        table.add_row(scope.kind, escape(scope.name), state, count)
     console.print(f"{store!r}", markup=False, highlight=False)
     console.print(table if scopes else "nothing was used within an hour")
     return 0
@@ -351,14 +349,6 @@ def _breaker_state(facts: dict[str, Any]) -> str:
     if facts["votes"]:
         parts.append(f"votes to open it: {escape(', '.join(facts['votes']))}")
     return "\n".join(parts)
-
-
-def _facts(facts: dict[str, Any]) -> str:
-    lines = []
-    for name, value in facts.items():
-        shown = f"{value:g}" if isinstance(value, float) else str(value)
-        lines.append(f"{name.replace('_', ' ')}: {escape(shown)}")
-    return "\n".join(lines)
 
 
 # The demo.
@@ -402,17 +392,12 @@ class _Reporter(BaseCallbackHandler):
         self._print(run_id, attempt, error.route, outcome, error.message)
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:
-        generation = response.generations[0][0]
-        message = getattr(generation, "message", None)
-        metadata = dict(response.llm_output or {})
-        usage = metadata.get("token_usage") or {}
-        if message is not None:
-            metadata |= message.response_metadata
-            usage = message.usage_metadata or usage
-        log, model = AttemptLog(metadata["retryrouter"]), metadata["model_name"]
+        log, generation = AttemptLog(response), response.generations[0][0]
+        message, output = getattr(generation, "message", None), response.llm_output
+        usage = message.usage_metadata if message else (output or {})["token_usage"]
         self.logs.append(log)
-        waited = f"{log.waited:.2f} s"
-        count, tokens = len(log.attempts), str(usage["total_tokens"])
+        count, model = len(log.attempts), str(log.route)
+        waited, tokens = f"{log.waited:.2f} s", str(usage["total_tokens"])
         self.rows[run_id] += [str(count), waited, model, tokens]
         self._print(run_id, count, model, _OK, generation.text)
 

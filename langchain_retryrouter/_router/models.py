@@ -16,9 +16,7 @@ from langchain_core.load.serializable import (
     SerializedConstructor,
     SerializedNotImplemented,
 )
-from langchain_core.runnables import RunnableBinding, RunnableWithFallbacks
-from langchain_core.runnables.configurable import DynamicRunnable
-from langchain_core.runnables.retry import RunnableRetry
+from langchain_core.runnables import RunnableBinding
 from pydantic import SecretStr
 
 from langchain_retryrouter.errors import shown
@@ -30,20 +28,25 @@ _PUBLIC_METHODS: Final = (
     *("invoke", "ainvoke", "stream", "astream", "batch", "abatch"),
     *("generate", "agenerate", "generate_prompt", "agenerate_prompt"),
 )
-# What a route's model cannot be, with what to do instead.
-_REFUSED: Final[dict[type, str]] = {
-    DynamicRunnable: (
-        "a route's model must be a fixed chat model, without `configurable_fields`"
-        " or `configurable_alternatives`: put each model that may be chosen into"
+# What a route's model cannot be, and what it must be instead.
+_REFUSED: Final = {
+    "_ConfigurableModel": (
+        "a fixed chat model, not the configurable one of init_chat_model() without a"
+        " model: name the model there, or put each model that may be chosen into"
+        " `routes`"
+    ),
+    "DynamicRunnable": (
+        "a fixed chat model, without `configurable_fields` or"
+        " `configurable_alternatives`: put each model that may be chosen into"
         " `routes`, or make the router itself configurable"
     ),
-    RunnableRetry: (
-        "a route's model must be the chat model itself, without `with_retry`, whose"
-        " retries would multiply with the router's: give the router a RetryPolicy"
+    "RunnableRetry": (
+        "the chat model itself, without `with_retry`, whose retries would multiply with"
+        " the router's: give the router a RetryPolicy"
     ),
-    RunnableWithFallbacks: (
-        "a route's model must be one chat model, without `with_fallbacks`: put the"
-        " model and its fallbacks into `routes`, each as a route of its own"
+    "RunnableWithFallbacks": (
+        "one chat model, without `with_fallbacks`: put the model and its fallbacks"
+        " into `routes`, each as a route of its own"
     ),
 }
 
@@ -114,35 +117,28 @@ def model_and_options(given: Any) -> tuple[BaseChatModel, dict[str, Any]]:
     Raises:
         TypeError: It is not a chat model, or has a config that would be lost.
     """
-    inner = given
-    while isinstance(inner, RunnableBinding):
+    bound = given
+    while isinstance(bound, RunnableBinding):
         # Its maker gives `RunnableBinding` the keys of a config, most of them empty.
-        lost = [name for name, value in inner.config.items() if value]
-        if lost or inner.config_factories:
+        lost = [name for name, value in bound.config.items() if value]
+        if lost or bound.config_factories:
             msg = (
                 "a route's model cannot have a config or listeners of its own"
                 f" ({', '.join(lost) or 'with_listeners'}), since the run is the"
                 " router's: use `with_config` or `with_listeners` on the router"
             )
             raise TypeError(msg)
-        inner = inner.bound
+        bound = bound.bound
     model, options = unbound(given)
     if isinstance(model, BaseChatModel):
         return model, options
-    if type(model).__name__ == "_ConfigurableModel":
-        msg = (
-            "a route's model must be a fixed chat model, not the configurable one of"
-            " init_chat_model() without a model: name the model there, or put each"
-            " model that may be chosen into `routes`"
-        )
-        raise TypeError(msg)
-    for kind, advice in _REFUSED.items():
-        if isinstance(model, kind):
-            raise TypeError(advice)
     msg = (
         f"a route's model must be a LangChain chat model, not {shown(model)}; chains"
         " and LLMs cannot be routed to"
     )
+    for name, advice in _REFUSED.items():
+        if any(cls.__name__ == name for cls in type(model).__mro__):
+            msg = f"a route's model must be {advice}"
     raise TypeError(msg)
 
 

@@ -34,7 +34,7 @@ def test_the_demo(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each fault is a line, each call a row of the table; the last is a timeline."""
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "100")
     assert cli.main(["demo"]) == 0
     lines, calls, requests, rest = re.split(
         r"(\d+) calls, (\d+) requests", capsys.readouterr().out

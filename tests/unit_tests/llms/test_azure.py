@@ -56,11 +56,16 @@ def test_without_a_deployment_the_models_name_is_taken(
 def test_the_environment_says_it_all(
     twin: Any, gateway: FaultyGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Endpoint, version and key may all come from Azure's variables."""
-    monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", gateway.url)
-    monkeypatch.setenv("OPENAI_API_VERSION", "2024-10-21")
-    monkeypatch.setenv("OPENAI_API_KEY", "not-this")
-    monkeypatch.setenv("AZURE_OPENAI_API_KEY", KEY)
+    """Endpoint, version and key may all come from Azure's variables, not OpenAI's."""
+    for name, value in {
+        "AZURE_OPENAI_ENDPOINT": gateway.url,
+        "OPENAI_API_BASE": "http://127.0.0.1:1/v1",
+        "OPENAI_BASE_URL": "http://127.0.0.1:1/v1",
+        "OPENAI_API_VERSION": "2024-10-21",
+        "AZURE_OPENAI_API_KEY": KEY,
+        "OPENAI_API_KEY": "not-this",
+    }.items():
+        monkeypatch.setenv(name, value)
     llm = AzureOpenAI(azure_deployment="my-deployment")
     assert twin.invoke(llm, "hi") == STUB_TEXT
     assert gateway.requests[0].headers["api-key"] == KEY
@@ -189,14 +194,3 @@ def test_an_openai_address_is_made_one_of_azure(
     assert gateway.requests[0].path == PATH
     same = new_azure(**fields, base_url=url, validate_base_url=False)
     assert same.openai_api_base == url
-
-
-def test_an_endpoint_goes_before_a_base_in_the_environment(
-    new_azure: Any, monkeypatch: pytest.MonkeyPatch, gateway: FaultyGateway
-) -> None:
-    """An address for OpenAI in the environment is not Azure's."""
-    monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:1/v1")
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-    llm = new_azure(api_key=KEY)
-    assert llm.invoke("hi") == STUB_TEXT
-    assert gateway.requests[0].path == PATH

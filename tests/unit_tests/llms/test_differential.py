@@ -8,17 +8,16 @@ none.
 
 import ast
 import asyncio
-import functools
 import importlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.language_models import BaseChatModel, BaseLLM
+from langchain_core.language_models import BaseLLM
 from langchain_core.load import dumpd
 from langchain_core.outputs import LLMResult
 
@@ -151,8 +150,7 @@ def run(llm: Any, case: Case, gateway: FaultyGateway, twin: Twin) -> dict[Any, A
     else:
         ask = [*case.prompts] if case.method == "generate" else case.prompts[0]
         result = getattr(twin, case.method)(llm, ask, **case.options)
-        if not isinstance(llm, BaseChatModel):  # It goes on using a closed client.
-            getattr(llm, "close", llm.client._client.close)()  # noqa: SLF001
+        getattr(llm, "close", llm.client._client.close)()  # noqa: SLF001
     seen: dict[Any, Any] = {"number of requests": len(gateway.requests)}
     for number, request in enumerate(gateway.requests):
         headers = {n: v for n, v in request.headers.items() if n not in IGNORED_HEADERS}
@@ -164,35 +162,10 @@ def run(llm: Any, case: Case, gateway: FaultyGateway, twin: Twin) -> dict[Any, A
         output = result.llm_output or {}
         seen |= {f"result llm_output.{name}": output[name] for name in output}
         result = result.generations
-    if case.method == "stream" and isinstance(llm, BaseLLM):
+    else:
         info = recorder.results[-1].generations[0][0].generation_info or {}
         seen |= {f"callback info.{name}": info[name] for name in info}
-    if case.method == "stream":
-        result = "".join(getattr(chunk, "text", chunk) for chunk in result)
-    return {**seen, "result": getattr(result, "text", result)}
-
-
-def check_differences(
-    theirs: Callable[..., Any],
-    mine: Callable[..., Any],
-    cases: list[Case],
-    wanted: dict[str, str],
-    gateway: FaultyGateway,
-    twin: Twin,
-) -> None:
-    """Fail for a difference that is not wanted, and for a wanted one that is none."""
-    found: dict[str, str] = {}
-    for case in cases:
-        with old_habits():
-            models = (cls(**case.fields) for cls in (theirs, mine))
-            their, my = (run(llm, case, gateway, twin) for llm in models)
-        for key in their.keys() | my.keys():
-            values = their.get(key, MISSING), my.get(key, MISSING)
-            if values[0] != values[1]:
-                name = key if isinstance(key, str) else key[1]
-                found.setdefault(name, f"{case.name}: theirs, ours {values!r}")
-    assert {name: found[name] for name in sorted(found.keys() - wanted.keys())} == {}
-    assert sorted(wanted.keys() - found.keys()) == []
+    return {**seen, "result": result}
 
 
 MISSING = "(missing)"
@@ -204,54 +177,21 @@ def test_only_what_is_wanted_differs(
     twin: Twin, gateway: FaultyGateway, peer: str, cls: str
 ) -> None:
     """Same calls, same requests, same results; but for the differences in the list."""
-    theirs, mine = (
-        functools.partial(getattr(module, cls), **settings(cls, gateway))
-        for module in (peer_module(peer), ours)
-    )
+    classes = [getattr(module, cls) for module in (peer_module(peer), ours)]
     cases = CASES if peer == "community" else CASES + ONLY_LANGCHAIN_OPENAI
     wanted = WANTED[peer, cls] | (WANTED_ASYNC if twin.is_async else {})
-    check_differences(theirs, mine, cases, wanted, gateway, twin)
-
-
-CHAT_CASES = [
-    Case("plain", "invoke"),
-    Case("stop", "invoke", options={"stop": ["stub"]}),
-    Case("parameters", "invoke", {"temperature": 0, "top_p": 0.5, "seed": 3}),
-    Case("penalties", "invoke", {"frequency_penalty": 1, "presence_penalty": 1}),
-    Case("bias", "invoke", {"logit_bias": {"50256": -100}}),
-    Case("logprobs", "invoke", {"logprobs": True, "top_logprobs": 2}),
-    Case("limit", "invoke", {"max_tokens": 5}),
-    Case("model_kwargs", "invoke", {"model_kwargs": {"user": "me"}}),
-    Case("extra body", "invoke", {"extra_body": {"top_k": 3}}),
-    Case("headers", "invoke", {"default_headers": {"x-mine": "1"}}),
-    Case("organization", "invoke", {"organization": "org-1"}),
-    Case("stream", "stream", {"stream_usage": True}),
-    Case("stream without usage", "stream", {"stream_usage": False}),
-]
-WANTED_OF_CHAT = {
-    "header idempotency-key": ONE_KEY,
-    "header x-stainless-read-timeout": NO_ENDLESS_WAIT,
-    "body stream": "false is the API's own default",
-    "body max_tokens": "what langchain-community's class sends, and all servers know",
-    "body max_completion_tokens": "the other side of it",
-    **{
-        f"callback info.{name}": "ChatOpenAI has it in the message"
-        for name in ("finish_reason", "logprobs", "retryrouter", "token_usage")
-    },
-}
-
-
-def test_the_chat_class_asks_as_chat_openai_does(gateway: FaultyGateway) -> None:
-    """One prompt to `OpenAIChat` is one message of `ChatOpenAI`, and so is the answer.
-
-    There is no peer of the same kind: langchain-community's does not start, and
-    langchain-openai has none. (Nor does its async client live through two event loops.)
-    """
-    peer = importlib.import_module("langchain_openai").ChatOpenAI
-    fields = {**settings("OpenAIChat", gateway), "model": "gpt-4o"}
-    theirs, mine = (functools.partial(cls, **fields) for cls in (peer, ours.OpenAIChat))
-    twin = Twin(is_async=False)
-    check_differences(theirs, mine, CHAT_CASES, WANTED_OF_CHAT, gateway, twin)
+    found: dict[str, str] = {}
+    for case in cases:
+        fields = {**settings(cls, gateway), **case.fields}
+        with old_habits():
+            their, my = (run(cls(**fields), case, gateway, twin) for cls in classes)
+        for key in their.keys() | my.keys():
+            values = their.get(key, MISSING), my.get(key, MISSING)
+            if values[0] != values[1]:
+                name = key if isinstance(key, str) else key[1]
+                found.setdefault(name, f"{case.name}: theirs, ours {values!r}")
+    assert {name: found[name] for name in sorted(found.keys() - wanted.keys())} == {}
+    assert sorted(wanted.keys() - found.keys()) == []
 
 
 SAID = ("_llm_type", "_identifying_params", "_invocation_params", "lc_secrets")

@@ -58,18 +58,6 @@ def test_an_answer_that_drips_ends_at_the_deadline(
         gateway.wait_for(lambda g: g.open_connections == 0)
 
 
-def test_a_slow_answer_within_the_deadline_is_whole(
-    twin: Any, any_model: Any, new_hasty_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """A limit that was not reached cuts nothing off, then or later."""
-    gateway.script(Drip(size=40, seconds=0.01))
-    llm = new_hasty_llm(any_model, retry_policy=RetryPolicy(deadline=5))
-    assert twin.invoke(llm, "hi") == STUB_TEXT
-    assert twin.invoke(llm, "hi") == STUB_TEXT
-    if not twin.is_async:
-        assert gateway.connections == 1
-
-
 def test_an_error_page_that_drips_ends_at_the_deadline(
     twin: Any, any_model: Any, new_hasty_llm: NewLLM, method: str, monkeypatch: Any
 ) -> None:

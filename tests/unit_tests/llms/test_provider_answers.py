@@ -62,11 +62,11 @@ def test_googles_list_is_read_wherever_it_comes(
     env: Env, entry: dict[str, Any]
 ) -> None:
     """`[{"error": ...}]` is the same error in a 200, and as an event of a stream."""
-    body = json.dumps(entry["body"])
+    whole = Body(200, JSON, json.dumps(entry["body"]))
     llm = env.new(OpenAIChat, max_retries=0)
     steps = (
-        (env.invoke, Body(200, JSON, body)),
-        (env.stream, Body(200, JSON, body)),
+        (env.invoke, whole),
+        (env.stream, whole),
         (env.stream, events(entry["body"])),
     )
     for call, step in steps:
@@ -78,7 +78,6 @@ def test_googles_list_is_read_wherever_it_comes(
             assert caught.value.retry_after == pytest.approx(entry["asked"], abs=1)
 
 
-@pytest.mark.parametrize("streaming", [False, True])
 def test_a_limit_of_a_minute_is_waited_for_and_one_of_a_day_is_not(
     env: Env, streaming: bool
 ) -> None:
