@@ -137,6 +137,11 @@ class _Config:
         where = f"{_written(place)}: " if place else ""
         self._problems.append((line, f"{before}{where}{text}", place))
 
+    def must_be(self, what: str, given: Any, *place: str | int) -> None:
+        """Note that something else is given, without its content: it may be a key."""
+        kind = "None" if given is None else type(given).__name__
+        self.problem(place, f"must be {what}, not {kind}")
+
     def is_wrong(self, *place: str | int) -> bool:
         """Whether a problem was found there or below."""
         return any(at[: len(place)] == place for *_, at in self._problems)
@@ -329,17 +334,15 @@ def from_config(cls: type[_M], source: Source, fields: Mapping[str, Any]) -> _M:
     """A router of class `cls`; see `RetryRouter.from_config`."""
     config = _Config(source)
     if not isinstance(config.data, Mapping):
-        config.problem((), f"must be a table with `routes`, not {_kind(config.data)}")
+        config.must_be("a table with `routes`", config.data)
         config.check()
     given = _resolve(config, config.data, cls.model_fields, ())
     for name in set(given) & fields.keys():
         config.problem((name,), "is given as an argument, too: leave it out here")
     routes = given.pop("routes", None)
     if not isinstance(routes, Sequence) or isinstance(routes, str) or not routes:
-        at: Place = ("routes",) if "routes" in config.data else ()
-        advice = "must be a list of 'provider:model' strings or tables, at least one"
-        name = "" if at else "routes "
-        config.problem(at, f"{name}{advice}, not {_kind(routes)}")
+        what = "a list of 'provider:model' strings or tables, at least one"
+        config.must_be(what, routes, "routes")
         routes = ()
     tables = [_route_table(config, one, index) for index, one in enumerate(routes)]
     built = [
@@ -419,15 +422,13 @@ def _resolve_value(config: _Config, name: str, value: Any, place: Place) -> Any:
         elif name in _TABLES:
             return _build(config, _TABLES[name], value, place)
     elif name == "options" or (name in _TABLES and value is not None):
-        of = _TABLES[name].__name__ if name in _TABLES else "call"
-        what = (
-            f"must be a table of {of} {'arguments' if name in _TABLES else 'options'}"
-        )
-        config.problem(place, f"{what}, not {_kind(value)}")
+        cls = _TABLES.get(name)
+        of = "call options" if cls is None else f"{cls.__name__} arguments"
+        config.must_be(f"a table of {of}", value, *place)
     elif name == "breaker_settings" and value is False:  # TOML has no null.
         return None
     if name in _POOL and not isinstance(value, list | tuple):
-        config.problem(place, f"must be a list, not {_kind(value)}")
+        config.must_be("a list", value, *place)
     return value
 
 
@@ -446,9 +447,7 @@ def _route_table(
             given["source"] = {"model": table}
     params, at = given.pop("params", {}), (*place, "params")
     if not isinstance(params, Mapping):
-        config.problem(
-            at, f"must be a table of the model's arguments, not {_kind(params)}"
-        )
+        config.must_be("a table of the model's arguments", params, *at)
         params = {}
     resolved = _with_variables(config, params, at)
     if "api_key" in given:
@@ -457,12 +456,10 @@ def _route_table(
         resolved["api_key"] = given.pop("api_key")
     if "model" not in given:
         config.problem(place, "has no model: write model = 'provider:model'")
-    elif isinstance(
-        spec := given["model"], list | tuple | Mapping | float | int | None
-    ):
+    elif isinstance(spec := given["model"], list | tuple | Mapping | float | None):
         at = (*place, "model") if isinstance(table, Mapping) else place
         what = "string" if isinstance(table, Mapping) else "string or a table"
-        config.problem(at, f"must be a 'provider:model' {what}, not {_kind(spec)}")
+        config.must_be(f"a 'provider:model' {what}", spec, *at)
     return given, resolved
 
 
@@ -534,8 +531,7 @@ def _build(
 def _check_actions(config: _Config, table: Any, place: Place) -> None:
     kinds, actions = [one.value for one in FailureKind], [*map(str, FailureAction)]
     if not isinstance(table, Mapping):
-        what = "must be a table of kinds of failures and actions"
-        config.problem(place, f"{what}, not {_kind(table)}")
+        config.must_be("a table of kinds of failures and actions", table, *place)
         return
     for kind, action in table.items():
         here = (*place, kind)
@@ -594,11 +590,6 @@ def _refuse_secrets(config: _Config, value: Any, place: Place) -> None:
                 "a config must not contain keys or passwords: put it into an"
                 f" environment variable, and write {name}_env = {named}",
             )
-
-
-def _kind(value: Any) -> str:
-    """What was given, without its content, which may be a key."""
-    return "None" if value is None else type(value).__name__
 
 
 def _nearest(name: Any, known: Iterable[str]) -> str:
@@ -672,11 +663,8 @@ def _fields_of(
             value = _numbers_of(value)
             if value.get("store", _NONE) is store:  # It has joined that of the router.
                 del value["store"]
-                if value.get("name") in {
-                    "budget",
-                    "router",
-                    getattr(made, "scope", ""),
-                }:
+                given = {"budget", "router", getattr(made, "scope", "")}
+                if value.get("name") in given:
                     del value["name"]
         elif name == "failover_on" and isinstance(value, Mapping):
             value = {k: str(v) for k, v in value.items()}
@@ -684,11 +672,11 @@ def _fields_of(
             value = False if value is None else dict(value)
         if name in _OBJECTS or not _is_data(value):
             kept = {n: source[n] for n in (name, f"{name}{_ENV}") if n in source}
-            if kept:
-                data |= kept
-                continue
-            config.problem((*place, name), f"is not data, but {shown(value)}")
-        data[name] = value
+            data |= kept
+            if not kept:
+                config.problem((*place, name), f"is not data, but {shown(value)}")
+        else:
+            data[name] = value
     return data
 
 
@@ -707,32 +695,30 @@ def _source_of(config: _Config, model: Any, place: Place) -> dict[str, Any]:
     if spec is None:
         config.problem(place, f"{type(model).__name__} has no 'provider:model'")
         return {}
-    params: dict[str, Any] = {}
     fields = type(model).model_fields
-    compared = [
-        name
-        for name in fields
-        if name not in _MADE and not (fields[name].exclude and "client" in name)
-    ]
-    for name in compared:
-        value = getattr(model, name)
-        is_given = name in model.model_fields_set and value != _default(fields[name])
-        if is_given and _is_data(value) and name not in _OF_SPEC:
-            params[name] = value
-    again = None
+    values = {
+        name: getattr(model, name)
+        for name, field in fields.items()
+        if name not in _MADE and not (field.exclude and "client" in name)
+    }
+    params = {
+        name: value
+        for name, value in values.items()
+        if name in model.model_fields_set - _OF_SPEC
+        and value != _default(fields[name])
+        and _is_data(value)
+    }
     with config.noting(place, place):
         again = init_model(spec, **params)
-    for name in compared if again else ():
-        value = getattr(model, name)
-        if getattr(again, name) == value:
-            continue
-        what = "is not data"
-        if isinstance(value, SecretStr):
-            what = (
-                "is not in the provider's own environment variable: build the model by"
-                " from_config, with api_key_env"
-            )
-        config.problem(place, f"{type(model).__name__}.{name} {what}")
+        for name, value in values.items():
+            if getattr(again, name) != value:
+                what = "is not data"
+                if isinstance(value, SecretStr):
+                    what = (
+                        "is not in the provider's own environment variable: build the"
+                        " model by from_config, with api_key_env"
+                    )
+                config.problem(place, f"{type(model).__name__}.{name} {what}")
     return {"model": spec, **({"params": params} if params else {})}
 
 
