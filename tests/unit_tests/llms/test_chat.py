@@ -20,7 +20,7 @@ from langchain_retryrouter.testing import (
     ToolCall,
 )
 
-from .conftest import Env, NewLLM, choice, whole
+from .conftest import Env, NewLLM
 
 
 def test_messages_stand_before_the_prompt(env: Env, method: str) -> None:
@@ -143,13 +143,3 @@ def test_a_tool_call_is_an_error(env: Env, answer: Any, streaming: bool) -> None
     with pytest.raises(errors.InvalidRequestError, match=r"'get_weather'.*chat model"):
         env.invoke(llm, "hi")
     assert len(env.gateway.requests) == 2
-
-
-def test_usage_has_its_details(env: Env) -> None:
-    """Details of usage, such as cached tokens, are added up over the prompts."""
-    details = {"cached_tokens": 2, "audio_tokens": None}
-    usage = {"total_tokens": 4, "prompt_tokens_details": details}
-    env.gateway.always(whole(choice("yes", "stop"), usage=usage))
-    usage = env.generate(env.new(OpenAIChat), ["a", "b"]).llm_output["token_usage"]
-    assert usage["total_tokens"] == 8
-    assert usage["prompt_tokens_details"]["cached_tokens"] == 4

@@ -332,17 +332,15 @@ def test_what_is_no_count_is_left_out(
     assert result.llm_output["token_usage"] == expected
 
 
-def test_counts_of_two_forms_are_added_up(
-    twin: Twin, llm: Any, gateway: FaultyGateway
-) -> None:
-    """A name that has details in one answer and a number in another is not an error."""
-    gateway.script(
-        Body(200, JSON, answer(beside='"usage": {"a": {"b": 1}, "c": 1}')),
-        Body(200, JSON, answer(beside='"usage": {"a": 2, "c": {"d": 3}}')),
-    )
+def test_counts_are_added_up(twin: Twin, llm: Any, gateway: FaultyGateway) -> None:
+    """Counts and their details are added over the prompts, also of two forms."""
+    first = '"usage": {"a": {"b": 1}, "c": 1, "e": {"f": 1}}'
+    second = '"usage": {"a": 2, "c": {"d": 3}, "e": {"f": 1}}'
+    bodies = (answer(beside=usage) for usage in (first, second))
+    gateway.script(*(Body(200, JSON, body) for body in bodies))
     llm.batch_size = 1
-    result = twin.generate(llm, ["hi", "ho"])
-    assert result.llm_output["token_usage"] == {"a": 2, "c": {"d": 3}}
+    usage = twin.generate(llm, ["hi", "ho"]).llm_output["token_usage"]
+    assert usage == {"a": 2, "c": {"d": 3}, "e": {"f": 2}}
 
 
 def test_unexpected_probabilities_do_not_keep_chunks_apart(env: Env) -> None:
