@@ -5,10 +5,10 @@ can be pickled, copied and forked. The SDK client behind a resource is made when
 first used. Models with equal settings share one sync client a process and one async
 client an event loop. The clients never retry: `_retry.engine` does.
 
-`create` and `open_stream` send one request through the SDK's public `create`, so that
-instrumentation that wraps it sees every call. They take the raw response and read its
-JSON: the SDK's response objects cost more than all other work on a chunk. What goes
-wrong is raised as one of `_openai.errors`.
+An `SDKRequest` is sent through the SDK's public `create`, so that instrumentation that
+wraps it sees every call. It takes the raw response and reads its JSON: the SDK's
+response objects cost more than all other work on a chunk. What goes wrong is raised as
+one of `_openai.errors`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,6 @@ from langchain_retryrouter._retry.timeouts import run_with_timeout
 UnixTime: TypeAlias = Callable[[], float]
 
 _AZURE_VARIABLES: Final = ("AZURE_OPENAI_AD_TOKEN", "AZURE_OPENAI_API_KEY")
-_DOCUMENTS: Final = ("text/html", "application/json")
-_IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 _TIMEOUTS: Final = ("connect", "read", "write", "pool")
 # Seconds that the end of a stream's body is waited for, to reuse its connection.
 _DRAIN_TIMEOUT: Final = 0.1
@@ -330,153 +328,137 @@ def sdk_timeout(value: Any) -> Any:
     return value
 
 
-def with_idempotency_key(resource: Any, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The request with a key that all its attempts share, unless it has one.
+class SDKRequest:
+    """A request that each attempt of a call sends anew.
 
-    A gateway that stores such keys does the work of a repeated request once.
+    All attempts share an idempotency key, unless the request or the model has one: a
+    gateway that stores such keys does the work of a repeated request once.
     """
-    if not isinstance(resource, SDKResource):
-        return dict(request)
-    headers = request.get("extra_headers") or {}
-    default_headers = resource.settings.options.get("default_headers") or {}
-    names = {name.lower() for name in (*headers, *default_headers)}
-    if _IDEMPOTENCY_KEY.lower() in names:
-        return dict(request)
-    key = f"retryrouter-{os.urandom(16).hex()}"
-    return {**request, "extra_headers": {**headers, _IDEMPOTENCY_KEY: key}}
 
+    def __init__(
+        self, resource: Any, request: Mapping[str, Any], unix_time: UnixTime
+    ) -> None:
+        self._resource, self._unix_time = resource, unix_time
+        self._request = dict(request)
+        self._is_ours = isinstance(resource, SDKResource)
+        options = resource.settings.options if self._is_ours else {}
+        headers = request.get("extra_headers") or {}
+        names = (*headers, *(options.get("default_headers") or {}))
+        if self._is_ours and "idempotency-key" not in map(str.lower, names):
+            key = f"retryrouter-{os.urandom(16).hex()}"
+            self._request["extra_headers"] = {**headers, "Idempotency-Key": key}
+        # Azure's SDK client takes a token from the environment in addition to the key
+        # or token provider that it was given, and sends it. A request's header wins.
+        self._is_ambiguous = (
+            self._is_ours
+            and resource.settings.sdk_class.endswith("AzureOpenAI")
+            and "azure_ad_token" not in options
+            and any(name in os.environ for name in _AZURE_VARIABLES)
+        )
 
-def create(
-    resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
-) -> Any:
-    """The answer to one request, a `SDKObject`; of a user's own `resource`, its own."""
-    with TypedErrors(resource, unix_time, attempt.read_headers) as errors:
-        prepared = _prepared(resource, request, attempt, _token(resource))
-        return _read(resource, request, errors, _raw(resource).create(**prepared))
+    def create(self, attempt: Attempt) -> Any:
+        """The answer, a `SDKObject`; of a user's own resource, its own."""
+        with self._typed_errors(attempt) as errors:
+            prepared = self._prepared(attempt, self._token())
+            return self._read(self._raw().create(**prepared), errors)
 
+    async def acreate(self, attempt: Attempt) -> Any:
+        with self._typed_errors(attempt) as errors:
+            token = self._token()
+            token = await token if inspect.isawaitable(token) else token
+            prepared = self._prepared(attempt, token)
+            return self._read(await self._raw().create(**prepared), errors)
 
-async def acreate(
-    resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
-) -> Any:
-    with TypedErrors(resource, unix_time, attempt.read_headers) as errors:
-        token = _token(resource)
-        token = await token if inspect.isawaitable(token) else token
-        prepared = _prepared(resource, request, attempt, token)
-        return _read(resource, request, errors, await _raw(resource).create(**prepared))
+    def open_stream(self, attempt: Attempt) -> SDKStream:
+        """The stream, when its headers have come."""
+        with self._typed_errors(attempt) as errors:
+            prepared = self._prepared(attempt, self._token())
+            stream = self._resource.create(**prepared)
+            response: Any = getattr(stream, "response", None)
+            errors.response = response
+            if _is_document(response):
+                response.read()
+                protocol.raise_for_page(response)
+        return SDKStream(stream, self._request, errors)
 
+    async def aopen_stream(self, attempt: Attempt) -> AsyncSDKStream:
+        with self._typed_errors(attempt) as errors:
+            token = self._token()
+            token = await token if inspect.isawaitable(token) else token
+            prepared = self._prepared(attempt, token)
+            stream = await self._resource.create(**prepared)
+            response: Any = getattr(stream, "response", None)
+            errors.response = response
+            if _is_document(response):
+                await response.aread()
+                protocol.raise_for_page(response)
+        return AsyncSDKStream(stream, self._request, errors)
 
-def open_stream(
-    resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
-) -> SDKStream:
-    """The stream that one request opens, when its headers have come; as `create`."""
-    with TypedErrors(resource, unix_time, attempt.read_headers) as errors:
-        prepared = _prepared(resource, request, attempt, _token(resource))
-        stream = resource.create(**prepared)
-        response: Any = getattr(stream, "response", None)
-        errors.response = response
-        if _is_document(response):
-            response.read()
-            protocol.raise_for_page(response)
-    return SDKStream(stream, request, errors)
+    def _typed_errors(self, attempt: Attempt) -> TypedErrors:
+        return TypedErrors(self._resource, self._unix_time, attempt.read_headers)
 
+    def _raw(self) -> Any:
+        """A resource of ours as one whose `create` gives the raw response."""
+        if not self._is_ours:
+            return self._resource
+        own = self._resource.sdk_resource()
+        # Made anew: the SDK's keeps its first `create`; instrumentation may wrap it.
+        return type(own.with_raw_response)(own)
 
-async def aopen_stream(
-    resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
-) -> AsyncSDKStream:
-    with TypedErrors(resource, unix_time, attempt.read_headers) as errors:
-        token = _token(resource)
-        token = await token if inspect.isawaitable(token) else token
-        prepared = _prepared(resource, request, attempt, token)
-        stream = await resource.create(**prepared)
-        response: Any = getattr(stream, "response", None)
-        errors.response = response
-        if _is_document(response):
-            await response.aread()
-            protocol.raise_for_page(response)
-    return AsyncSDKStream(stream, request, errors)
+    def _read(self, answer: Any, errors: TypedErrors) -> Any:
+        # Instrumentation may hand over the SDK's parsed object.
+        if self._is_ours and hasattr(answer, "http_response"):
+            errors.response = answer.http_response
+            answer = protocol.read_response(answer.http_response)
+        return protocol.checked_answer(answer, self._request)
 
+    def _token(self) -> Any:
+        """The Azure token of a provider, or an awaitable for it."""
+        if not self._is_ambiguous:
+            return None
+        provider = self._resource.settings.options.get("azure_ad_token_provider")
+        return None if provider is None else provider()
 
-def _raw(resource: Any) -> Any:
-    """A resource of ours as one whose `create` gives the raw response."""
-    if not isinstance(resource, SDKResource):
-        return resource
-    own = resource.sdk_resource()
-    # Made anew: the SDK's keeps its first `create`, and instrumentation may wrap it.
-    return type(own.with_raw_response)(own)
-
-
-def _read(
-    resource: Any, request: Mapping[str, Any], errors: TypedErrors, answer: Any
-) -> Any:
-    """The answer in what `create` has returned."""
-    # Instrumentation may hand over the SDK's parsed object.
-    if isinstance(resource, SDKResource) and hasattr(answer, "http_response"):
-        errors.response = answer.http_response
-        answer = protocol.read_response(answer.http_response)
-    return protocol.checked_answer(answer, request)
-
-
-def _prepared(
-    resource: Any, request: Mapping[str, Any], attempt: Attempt, token: Any
-) -> dict[str, Any]:
-    """The keyword arguments of `create` for this attempt."""
-    prepared = dict(request)
-    is_ours = isinstance(resource, SDKResource)
-    if "timeout" in request:
-        prepared["timeout"] = sdk_timeout(request["timeout"])
-    # A user's own client keeps its own limits: the engine enforces the attempt's.
-    if attempt.timeout is not None and (is_ours or "timeout" in request):
-        if "timeout" not in request:
-            prepared["timeout"] = resource.sdk_client().timeout
-        parts = dict.fromkeys(_TIMEOUTS, own := prepared["timeout"])
-        if hasattr(own, "as_dict"):
-            parts = own.as_dict()
-        limits = dict.fromkeys(_TIMEOUTS, attempt.timeout)
-        if request.get("stream"):
-            # The attempt's limit is for the first token, a read timeout for each event.
-            del limits["read"]
-        for name, limit in limits.items():
-            parts[name] = limit if parts.get(name) is None else min(limit, parts[name])
-        prepared["timeout"] = openai.Timeout(**parts)
-    headers: dict[str, Any] = {}
-    if attempt.number > 1 and is_ours:
-        # The SDK would count its own retries, which are off.
-        headers["x-stainless-retry-count"] = str(attempt.number - 1)
-    if token is not None:
-        headers["Authorization"] = f"Bearer {token}"
-    elif _is_ambiguous(resource):
-        key = resource.settings.options["api_key"]
-        headers |= {"Authorization": openai.Omit(), "api-key": key}
-    if headers:
-        prepared["extra_headers"] = {**headers, **(request.get("extra_headers") or {})}
-    return prepared
+    def _prepared(self, attempt: Attempt, token: Any) -> dict[str, Any]:
+        """The keyword arguments of `create` for this attempt."""
+        prepared = dict(self._request)
+        has_timeout = "timeout" in prepared
+        if has_timeout:
+            prepared["timeout"] = sdk_timeout(prepared["timeout"])
+        # A user's own client keeps its own limits: the engine enforces the attempt's.
+        if attempt.timeout is not None and (self._is_ours or has_timeout):
+            if not has_timeout:
+                prepared["timeout"] = self._resource.sdk_client().timeout
+            own = prepared["timeout"]
+            parts = dict.fromkeys(_TIMEOUTS, own)
+            if hasattr(own, "as_dict"):
+                parts = own.as_dict()
+            for name, limit in parts.items():
+                # A stream's is for the first token, a read timeout for each event.
+                if name == "read" and prepared.get("stream"):
+                    continue
+                timeout = attempt.timeout
+                parts[name] = timeout if limit is None else min(limit, timeout)
+            prepared["timeout"] = openai.Timeout(**parts)
+        headers: dict[str, Any] = {}
+        if attempt.number > 1 and self._is_ours:
+            # The SDK would count its own retries, which are off.
+            headers["x-stainless-retry-count"] = str(attempt.number - 1)
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        elif self._is_ambiguous:
+            key = self._resource.settings.options["api_key"]
+            headers |= {"Authorization": openai.Omit(), "api-key": key}
+        if headers:
+            own_headers = prepared.get("extra_headers") or {}
+            prepared["extra_headers"] = {**headers, **own_headers}
+        return prepared
 
 
 def _is_document(response: Any) -> bool:
     """Whether a response is a page or an answer, where a stream was asked for."""
     content_type = getattr(response, "headers", {}).get("content-type", "")
-    return bool(content_type.startswith(_DOCUMENTS))
-
-
-def _token(resource: Any) -> Any:
-    """The Azure token to send, or an awaitable for it; None if no provider has one."""
-    options = resource.settings.options if isinstance(resource, SDKResource) else {}
-    provider = options.get("azure_ad_token_provider")
-    return provider() if provider is not None and _is_ambiguous(resource) else None
-
-
-def _is_ambiguous(resource: Any) -> bool:
-    """Whether Azure's SDK client would send another identity than it was given.
-
-    It takes a token from the environment in addition to the key or token provider, and
-    sends that token. A header of the request wins.
-    """
-    return (
-        isinstance(resource, SDKResource)
-        and resource.settings.sdk_class.endswith("AzureOpenAI")
-        and "azure_ad_token" not in resource.settings.options
-        and any(name in os.environ for name in _AZURE_VARIABLES)
-    )
+    return bool(content_type.startswith(("text/html", "application/json")))
 
 
 # Streams.

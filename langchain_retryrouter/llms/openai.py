@@ -116,7 +116,8 @@ def _stream_with_retry(
     kwargs: Mapping[str, Any],
 ) -> Generator[Any, None, None]:
     one, notify = _Call(llm, llm.client, kwargs, run_manager), Notifier(run_manager)
-    events = streaming.stream(one.context, one.connect, lambda: _chunk_info, notify)
+    connect = one.request.open_stream
+    events = streaming.stream(one.context, connect, lambda: _chunk_info, notify)
     with contextlib.closing(events):
         for event in events:
             yield from one.chunks(event)
@@ -130,7 +131,8 @@ async def _astream_with_retry(
 ) -> AsyncGenerator[Any, None]:
     one = _Call(llm, llm.async_client, kwargs, run_manager)
     notify = AsyncNotifier(run_manager)
-    events = streaming.astream(one.context, one.aconnect, lambda: _chunk_info, notify)
+    connect = one.request.aopen_stream
+    events = streaming.astream(one.context, connect, lambda: _chunk_info, notify)
     async with contextlib.aclosing(events):
         async for event in events:
             for chunk in one.chunks(event):
@@ -179,29 +181,19 @@ class _Call:
             route=lambda: route,
             rate_limiter=llm.rate_limiter,
         )
-        self._sent = resource, client.with_idempotency_key(resource, request)
-        self._time = clock.time
+        self.request = client.SDKRequest(resource, request, clock.time)
         self._is_logged = False
         # A chunk with the usage follows the end of such a stream.
         asked = request.get("stream_options")
-        self._is_counted_late = isinstance(asked, Mapping) and asked.get(
-            "include_usage"
-        )
+        is_asked = isinstance(asked, Mapping) and asked.get("include_usage")
+        self._is_counted_late = is_asked
         self._end: Any = None  # The chunk of the end, until its usage is known.
 
     def send(self, attempt: engine.Attempt) -> Any:
-        answer = client.create(*self._sent, attempt, self._time)
-        return self._noted(answer, attempt.number)
+        return self._noted(self.request.create(attempt), attempt.number)
 
     async def asend(self, attempt: engine.Attempt) -> Any:
-        answer = await client.acreate(*self._sent, attempt, self._time)
-        return self._noted(answer, attempt.number)
-
-    def connect(self, attempt: engine.Attempt) -> client.SDKStream:
-        return client.open_stream(*self._sent, attempt, self._time)
-
-    async def aconnect(self, attempt: engine.Attempt) -> client.AsyncSDKStream:
-        return await client.aopen_stream(*self._sent, attempt, self._time)
+        return self._noted(await self.request.acreate(attempt), attempt.number)
 
     def _noted(self, answer: Any, attempt: int) -> Any:
         """An answer or chunk, that the observers have seen."""
