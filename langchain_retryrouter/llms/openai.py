@@ -289,7 +289,13 @@ class OpenAILLM(_connection.OpenAIConnection):
         raise NotImplementedError
 
     def _check_numbers(self) -> None:
-        super()._check_numbers()
+        if self.batch_size < 1:
+            msg = f"batch_size must be 1 or more, not {self.batch_size}"
+            raise ValueError(msg)
+        max_tokens = getattr(self, "max_tokens", None)
+        if max_tokens is not None and max_tokens < -1:
+            msg = f"max_tokens must be -1, 0 or more, or None, not {max_tokens}"
+            raise ValueError(msg)
         asked = {"n": self.n, "best_of": getattr(self, "best_of", None)}
         protocol.check_choices(asked, streaming=self.streaming)
 
@@ -547,12 +553,6 @@ class BaseOpenAI(OpenAILLM):
     @property
     def _llm_type(self) -> str:
         return "openai"
-
-    def _check_numbers(self) -> None:
-        super()._check_numbers()
-        if self.max_tokens is not None and self.max_tokens < -1:
-            msg = f"max_tokens must be -1, 0 or more, or None, not {self.max_tokens}"
-            raise ValueError(msg)
 
     @property
     def _default_params(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from langchain_retryrouter import AzureOpenAI, OpenAI, OpenAIChat
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter.errors import RetryRouterError
-from langchain_retryrouter.testing import STUB_TEXT, Body
+from langchain_retryrouter.testing import Body
 from tests.support.provider_answers import DATA, check, status_of
 
 from .conftest import EVENTS, JSON, Env, choice, events
@@ -76,23 +76,3 @@ def test_googles_list_is_read_wherever_it_comes(
         assert caught.value.kind == entry["kind"]
         if "asked" in entry:
             assert caught.value.retry_after == pytest.approx(entry["asked"], abs=1)
-
-
-def test_a_limit_of_a_minute_is_waited_for_and_one_of_a_day_is_not(
-    env: Env, streaming: bool
-) -> None:
-    """Gemini calls both a quota; the first is over after the time that it names."""
-    minute, day = (
-        status_of(next(entry for entry in GOOGLES if entry["name"] == name))
-        for name in ("Gemini, list body", "Gemini: a day's requests")
-    )
-    llm = env.new(OpenAIChat, streaming=streaming)
-    env.gateway.script(minute)
-    assert env.invoke(llm, "hi") == STUB_TEXT
-    assert len(env.clock.sleeps) == 1
-    assert env.clock.sleeps[0] >= 34
-    env.gateway.script(day)
-    with pytest.raises(RetryRouterError) as caught:
-        env.invoke(llm, "hi")
-    assert caught.value.kind == "quota"
-    assert len(env.gateway.requests) == 3
