@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from tests.support.providers.openai import USAGE_BODY
 from tests.support.providers.server import TOOL, Protocol
 
 NAMES: Final = (TOOL, "look_up")
@@ -38,7 +37,7 @@ _THOUGHTS: Final[Mapping[str, Callable[[str], dict[str, Any]]]] = {
 }
 
 
-def _chat(name: str) -> dict[str, Any]:
+def _chat(name: str, body: Any) -> None:
     ids = _IDS.get(name, _IDS["openai"])
     calls = [
         {
@@ -58,59 +57,37 @@ def _chat(name: str) -> dict[str, Any]:
         text = {"type": "text", "text": content}
         content, thoughts = [{"type": "thinking", "thinking": parts}, text], {}
     message = {"role": "assistant", "content": content, "tool_calls": calls}
-    choice = {"index": 0, "message": message | thoughts, "finish_reason": "tool_calls"}
-    return {
-        "id": "chatcmpl-1",
-        "created": 1,
-        "model": "sick",
-        "usage": USAGE_BODY,
-        "object": "chat.completion",
-        "choices": [choice],
-        "system_fingerprint": None,
-    }
+    if name == "cohere":
+        body["message"] = {"role": "assistant", "tool_plan": content}
+        body["message"]["tool_calls"] = calls
+    else:
+        body["choices"][0]["message"] = message | thoughts
 
 
-def _anthropic(name: str) -> dict[str, Any]:
+def _anthropic(name: str, body: Any) -> None:
     secret, args = f"Secret of {name}.", {"path": name}
-    calls = [
-        {"type": "tool_use", "id": f"toolu_01_{place}", "name": tool, "input": args}
-        for place, tool in enumerate(NAMES)
-    ]
-    content = [
+    body["content"] = [
         {"type": "thinking", "thinking": secret, "signature": secret},
         {"type": "text", "text": f"Text of {name}."},
-        *calls,
+        *(
+            {"type": "tool_use", "id": f"toolu_01_{place}", "name": tool, "input": args}
+            for place, tool in enumerate(NAMES)
+        ),
     ]
-    return {
-        "id": "msg_1",
-        "type": "message",
-        "role": "assistant",
-        "model": "sick",
-        "content": content,
-        "stop_reason": "tool_use",
-        "stop_sequence": None,
-        "usage": {"input_tokens": 1, "output_tokens": 1},
-    }
 
 
-def _converse(name: str) -> dict[str, Any]:
-    secret = f"Secret of {name}."
+def _converse(name: str, body: Any) -> None:
+    secret, args = f"Secret of {name}.", {"path": name}
     thought = {"reasoningText": {"text": secret, "signature": secret}}
-    args = {"path": name}
     calls = [
         {"toolUse": {"toolUseId": f"tooluse_{place}", "name": tool, "input": args}}
         for place, tool in enumerate(NAMES)
     ]
     content = [{"reasoningContent": thought}, {"text": f"Text of {name}."}, *calls]
-    return {
-        "output": {"message": {"role": "assistant", "content": content}},
-        "stopReason": "tool_use",
-        "usage": {"inputTokens": 1, "outputTokens": 1, "totalTokens": 2},
-        "metrics": {"latencyMs": 1},
-    }
+    body["output"]["message"]["content"] = content
 
 
-def _gemini(name: str) -> dict[str, Any]:
+def _gemini(name: str, body: Any) -> None:
     signature = base64.b64encode(f"Secret of {name}.".encode()).decode()
     parts: list[dict[str, Any]] = [
         {"text": f"Secret of {name}.", "thought": True},
@@ -118,43 +95,22 @@ def _gemini(name: str) -> dict[str, Any]:
         *({"functionCall": {"name": tool, "args": {"path": name}}} for tool in NAMES),
     ]
     parts[2]["thoughtSignature"] = signature
-    content = {"parts": parts, "role": "model"}
-    return {
-        "candidates": [{"content": content, "finishReason": "STOP", "index": 0}],
-        "usageMetadata": {"promptTokenCount": 1, "totalTokenCount": 1},
-        "modelVersion": "sick",
-    }
+    body["candidates"][0]["content"]["parts"] = parts
 
 
-def _cohere(name: str) -> dict[str, Any]:
-    message = _chat(name)["choices"][0]["message"]
-    call = {"role": "assistant", "tool_plan": f"Text of {name}."}
-    call["tool_calls"] = message["tool_calls"]
-    usage = {"tokens": {"input_tokens": 1, "output_tokens": 1}}
-    return {"id": "c1", "message": call, "finish_reason": "TOOL_CALL", "usage": usage}
-
-
-def _ollama(name: str) -> dict[str, Any]:
+def _ollama(name: str, body: Any) -> None:
     calls = [
         {"function": {"name": tool, "arguments": {"path": name}}} for tool in NAMES
     ]
     message = {"role": "assistant", "content": f"Text of {name}.", "tool_calls": calls}
-    return {
-        "model": "sick",
-        "created_at": "2026-11-29T10:00:00Z",
-        "done": True,
-        "message": {**message, "thinking": f"Secret of {name}."},
-        "done_reason": "stop",
-        "prompt_eval_count": 1,
-        "eval_count": 1,
-    }
+    body["message"] = {**message, "thinking": f"Secret of {name}."}
 
 
-def _responses(name: str) -> dict[str, Any]:
+def _responses(name: str, body: Any) -> None:
     secret = f"Secret of {name}."
     summary = {"type": "summary_text", "text": secret}
     part = {"type": "output_text", "text": f"Text of {name}.", "annotations": []}
-    output = [
+    body["output"] = [
         {"type": "reasoning", "id": "rs_1", "summary": [summary],
          "encrypted_content": secret},
         {"type": "message", "id": "msg_1", "role": "assistant", "content": [part]},
@@ -164,33 +120,23 @@ def _responses(name: str) -> dict[str, Any]:
             for place, tool in enumerate(NAMES)
         ),
     ]  # fmt: skip
-    details: dict[str, Any] = {"input_tokens_details": {}, "output_tokens_details": {}}
-    return {
-        "id": "resp_1",
-        "object": "response",
-        "created_at": 1,
-        "model": "sick",
-        "status": "completed",
-        "error": None,
-        "output": output,
-        "usage": {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2, **details},
-    }
 
 
-_BODIES: Final[Mapping[str, Callable[[str], dict[str, Any]]]] = {
+_PUT: Final[Mapping[str, Callable[[str, Any], None]]] = {
     "openai-responses": _responses,
     "anthropic": _anthropic,
     "aws-invoke": _anthropic,
     "aws-converse": _converse,
     "google-genai": _gemini,
     "google-vertexai": _gemini,
-    "cohere": _cohere,
     "ollama": _ollama,
 }
 
 
 def rich(name: str, protocol: Protocol) -> Protocol:
     """The protocol of a row of the matrix, with such an answer outside of streams."""
+    body = protocol.whole("tool")
+    _PUT.get(name, _chat)(name, body)
     if name == "ollama":  # It streams inside `invoke`.
-        return replace(protocol, events=lambda _: ([_ollama(name)], []))
-    return replace(protocol, whole=lambda _: _BODIES.get(name, _chat)(name))
+        return replace(protocol, events=lambda _: ([body], []))
+    return replace(protocol, whole=lambda _: body)

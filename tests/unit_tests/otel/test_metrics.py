@@ -60,7 +60,8 @@ def test_attempts_tokens_and_waits_are_counted(env: Env, kind: str) -> None:
     for outcome, number in (("unavailable", 1), ("rate_limit", 1), ("ok", 2)):
         assert env.total(ATTEMPTS, retryrouter__outcome=outcome) == number
     assert env.total("gen_ai.client.inference.duration") == 2
-    assert env.total("gen_ai.client.inference.usage.input_tokens") == 22
+    labels = {"gen_ai__token__modality": "unknown", "retryrouter__outcome": "ok"}
+    assert env.total("gen_ai.client.inference.usage.input_tokens", **labels) == 22
     assert env.total("gen_ai.client.inference.usage.output_tokens") == 14
     waited = env.total("retryrouter.wait.time")
     assert waited == pytest.approx(sum(env.clock.sleeps))

@@ -233,6 +233,17 @@ def test_a_failing_span_processor_fails_no_call(
         assert env.total("retryrouter.attempt.duration") == 2
 
 
+def test_an_error_of_the_callers_function_is_other(env: Env) -> None:
+    """A call that an error of the caller's own function ends has failed, too."""
+
+    def accept(_message: Any) -> bool:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        env.twin.invoke(env.router(gpt_router, accept=accept), PROMPT)
+    assert env.values("error.type", env.call) == ["_OTHER"]
+
+
 def test_a_broken_stream_is_an_attempt_that_failed(env: Env) -> None:
     """A stream that breaks after its first token ends attempt and call as failures."""
     env.gateway.script(Cut(after=2))

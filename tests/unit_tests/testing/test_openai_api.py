@@ -149,6 +149,15 @@ def test_log_probabilities_of_a_completion(
     assert [one["text_offset"] for one in streamed] == [[0], [5], [10], [14], [19]]
 
 
+def test_log_probabilities_of_a_chat(gateway: FaultyGateway) -> None:
+    """A chat has them if they are asked for: each token with its bytes."""
+    (choice,) = ask(gateway, CHAT, logprobs=True).json["choices"]
+    assert [one["token"] for one in choice["logprobs"]["content"]] == _WORDS
+    assert bytes(choice["logprobs"]["content"][1]["bytes"]) == b" from"
+    (choice,) = ask(gateway, CHAT, logprobs=False).json["choices"]
+    assert choice["logprobs"] is None
+
+
 def test_calls(gateway: FaultyGateway) -> None:
     """Calls come whole without streaming, and in pieces with it."""
     call = ToolCall("get_weather", ('{"city": ', '"Paris"}'), id="call_7")
