@@ -460,18 +460,19 @@ class CallState(CallLog):
         is_late = self.remaining() <= 0
         return not is_late and (self.failover() or self._resort() is not None)
 
-    def hedge(self) -> int | None:
+    def hedge(self, may_send: Callable[[int], bool]) -> int | None:
         """Begin an attempt on the next open route while the current one goes on.
 
-        It is paid for from the budget like a retry, since it is additional load. The
-        place of the route; None if there is none, or the budget is empty.
+        It is paid for from the budget like a retry, since it is additional load.
+        `may_send` is asked whether its route's rate limiter admits it. The place of the
+        route; None if there is none that does, or the budget is empty.
         """
         position = self._next_open()
         if position is None or not self._pay(throttled=False):
             return None
         reserved = None if self.limits is None else self.limits.try_reserve(position)
         attempt: AttemptRecord | Refusal | None = None
-        if reserved is not None or self.limits is None:
+        if (reserved is not None or self.limits is None) and may_send(position):
             attempt = self._begin(position, None)
         if not isinstance(attempt, AttemptRecord):
             for one in reserved or ():

@@ -656,15 +656,13 @@ class BaseRouterCall:
         if self._router.hedge_after is None:
             return events
 
-        def second() -> _S | None:
-            position = state.hedge()
-            if position is None:
-                return None
+        def may_send(position: int) -> bool:
             limiter = self._routes[position].model.rate_limiter
-            if limiter is None or limiter.acquire(blocking=False):
-                return events_of(self._begin(position))
-            state.settle_hedge(has_won=False)
-            return None
+            return limiter is None or limiter.acquire(blocking=False)
+
+        def second() -> _S | None:
+            position = state.hedge(may_send)
+            return None if position is None else events_of(self._begin(position))
 
         return race(
             state,

@@ -24,6 +24,7 @@ from langchain_retryrouter import (
     InvalidRequestError,
     RateLimitError,
     RetryBudget,
+    RetryEvent,
     RetryPolicy,
     RetryRouter,
     RetryRouterError,
@@ -47,6 +48,7 @@ from tests.support.alone import run_alone
 from tests.unit_tests.retry.scripted import fail_elsewhere
 
 from .conftest import SHORT, TEXT, Pair, both_ways
+from .frames import sum_of
 from .test_retry_router import Raising, told
 
 NO_LIMITS = RetryPolicy(
@@ -222,6 +224,24 @@ def test_what_follows_a_failure(pair: Pair, run: Run) -> None:
         assert run.waited <= sum(pair.clock.sleeps) < run.waited + 3
     elif len(routes) <= 2:
         assert sum(pair.clock.sleeps) == 0
+
+
+@both_ways
+def test_hooks_get_retries_and_failovers(pair: Pair) -> None:
+    """`on_retry` gets the wait at the same route, and `on_failover` the next route."""
+    retries, failovers = list[RetryEvent](), list[RetryEvent]()
+    policy = RetryPolicy(
+        max_retries=1,
+        jitter=False,
+        on_retry=retries.append,
+        on_failover=failovers.append,
+    )
+    pair.primary.always(Status(503))
+
+    pair.ask(pair.router(retry_policy=policy), "hi")
+
+    seen = [(e.attempt, e.route, e.delay, e.next_route) for e in retries + failovers]
+    assert seen == [(1, "first", 1.5, "first"), (2, "first", 0.0, "second")]
 
 
 # --- silence ---
@@ -651,16 +671,29 @@ def test_a_rate_limiter_is_bounded_by_the_deadline(pair: Pair) -> None:
     assert len(pair.primary.requests) == 0
 
 
-def test_a_second_stream_passes_its_routes_rate_limiter(pair: Pair) -> None:
-    """A route whose limiter has nothing left is not asked by `hedge_after`."""
+@pytest.mark.parametrize("obstacle", ["rate limiter", "budget", "breaker"])
+def test_a_second_stream_must_be_admitted(pair: Pair, obstacle: str) -> None:
+    """`hedge_after` asks no route that refuses; what is not sent costs nothing."""
     pair.primary.always(SlowFirstToken(3 * SHORT))
+    budget = RetryBudget(capacity=13 if obstacle == "budget" else 500)
+    breaker = CircuitBreaker(failure_threshold=1, clock=pair.clock)
+    if obstacle == "breaker":
+        fail_elsewhere(breaker)
+        pair.clock.advance(30)
+        breaker.admit()  # The probe of another call.
     second = pair.model(pair.backup, "second")
-    second.rate_limiter = Gate(pair.clock, 30)
+    second.rate_limiter = Gate(pair.clock, 30 if obstacle == "rate limiter" else 0)
     router = pair.router(
-        routes=[pair.model(pair.primary, "first"), second], hedge_after=SHORT
+        routes=[
+            pair.model(pair.primary, "first"),
+            Route(model=second, breaker=breaker),
+        ],
+        hedge_after=SHORT,
+        budget=budget,
     )
 
-    chunks = pair.twin.stream(router, "hi")
+    answer = sum_of(pair.twin.stream(router, "hi"))
 
-    assert "".join(chunk.text for chunk in chunks) == TEXT
+    assert told(answer) == [("first", "ok")]
     assert pair.asked() == (1, 0)
+    assert budget.tokens == (13 if obstacle == "budget" else 500)

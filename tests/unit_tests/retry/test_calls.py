@@ -1,6 +1,5 @@
 """`call` and `acall`: which failures are retried, and what the caller is told."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,13 +15,12 @@ from langchain_retryrouter import (
     UnavailableError,
 )
 from langchain_retryrouter._retry.call_state import CallState
-from langchain_retryrouter._retry.engine import RetryContext
 from langchain_retryrouter._retry.health import RouteState
 from langchain_retryrouter.errors import BASE_ERRORS
 from langchain_retryrouter.failures import FAILURE_ACTIONS, Failure
 from langchain_retryrouter.testing import FakeClock
 
-from .scripted import END, Engine, Script, Source, failures, token
+from .scripted import Engine, Script, failures
 
 
 def test_the_last_error_is_raised(engine: Engine) -> None:
@@ -110,45 +108,27 @@ def test_a_success_pays_into_the_budget(
     assert budget.tokens == 500 - cost + 1
 
 
+@pytest.mark.parametrize(("seconds", "is_open"), [(60.0, False), (61.0, True)])
+def test_a_retry_after_that_is_too_long_opens_the_breaker(
+    engine: Engine, seconds: float, *, is_open: bool
+) -> None:
+    """No call asks a provider before the time that it named."""
+    breaker = CircuitBreaker(clock=engine.clock)
+    context = engine.context(RetryPolicy(max_retries=0), breaker=breaker)
+    with pytest.raises(RateLimitError):
+        engine.call(context, Script(RateLimitError("429", retry_after=seconds)))
+    assert breaker.retry_after == (seconds if is_open else 0)
+
+
 # --- hooks of the policy ---
 
-Heard = list[tuple[str, RetryEvent]]
 
-
-def hooked(
-    clock: FakeClock, *routes: str, budget: Any = None, **numbers: Any
-) -> tuple[RetryContext, Heard]:
-    """A call whose policy has both hooks, and the events that they get."""
-    heard: Heard = []
-    policy = RetryPolicy(
-        jitter=False,
-        on_retry=lambda event: heard.append(("retry", event)),
-        on_failover=lambda event: heard.append(("failover", event)),
-        max_retries=1,
-    )
-    policy = replace(policy, **numbers)
-    if not routes:
-        state = CallState(policy, time=clock, budget=budget)
-        return RetryContext(state, route=lambda: "gpt-4"), heard
-    states = [RouteState(route) for route in routes]
-    state = CallState(policy, states, time=clock, actions=FAILURE_ACTIONS)
-    return RetryContext(state), heard
-
-
-def test_hooks_get_retries_and_failovers(engine: Engine) -> None:
-    """`on_retry` gets the failed attempt and the wait; `on_failover` the next route."""
-    context, heard = hooked(engine.clock)
-    (error,), kind = failures(1), FailureKind.UNAVAILABLE
+def test_a_hook_gets_the_failed_attempt_and_the_wait(engine: Engine) -> None:
+    """`on_retry` also gets the name of the model, where the call knows it."""
+    (error,), heard = failures(1), list[RetryEvent]()
+    context = engine.context(RetryPolicy(on_retry=heard.append), route=lambda: "gpt-4")
     assert engine.call(context, Script(error, "hello")) == "hello"
-    assert heard == [("retry", RetryEvent(1, "gpt-4", kind, error, 1.5, "gpt-4"))]
-
-    context, heard = hooked(engine.clock, "a", "b")
-    errors, source = failures(2), Source(token("Hi"), END)
-    assert engine.stream(context, Script(*errors, source)) == [token("Hi"), END]
-    assert heard == [
-        ("retry", RetryEvent(1, "a", kind, errors[0], 1.5, "a")),
-        ("failover", RetryEvent(2, "a", kind, errors[1], 0.0, "b")),
-    ]
+    assert heard == [RetryEvent(1, "gpt-4", error.kind, error, 0.5, "gpt-4")]
 
 
 @pytest.mark.parametrize("error", [None, "the attempt's"], ids=["bug", "attempt"])
@@ -161,7 +141,7 @@ def test_an_exception_of_a_hook_ends_the_call(
         raise (KeyError("a bug in the hook") if error is None else event.error)
 
     budget = RetryBudget()
-    context, _ = hooked(engine.clock, on_retry=hook, budget=budget)
+    context = engine.context(RetryPolicy(on_retry=hook), budget=budget)
     script = Script(UnavailableError("503"), "not sent")
     with pytest.raises(KeyError if error is None else UnavailableError):
         engine.call(context, script)
@@ -184,57 +164,17 @@ def routed(
     return CallState(policy, routes, time=clock, actions=FAILURE_ACTIONS, **parts)
 
 
-@pytest.mark.parametrize(("seconds", "is_open"), [(60.0, False), (61.0, True)])
-def test_a_retry_after_that_is_too_long_opens_the_breaker(
-    clock: FakeClock, seconds: float, *, is_open: bool
-) -> None:
-    """No call asks a provider before the time that it named."""
-    breaker = CircuitBreaker(clock=clock)
-    state = CallState(RetryPolicy(), time=clock, breaker=breaker)
-    state.admit()
-    state.failed(Failure(FailureKind.RATE_LIMIT, retry_after=seconds))
-    assert breaker.retry_after == (seconds if is_open else 0)
-
-
-def half_open(clock: FakeClock) -> CircuitBreaker:
-    """A breaker that admits one probe."""
+def test_a_failure_of_the_call_cancels_its_hedge(clock: FakeClock) -> None:
+    """If the attempt runs out of time, the second one holds no permit either."""
     breaker = CircuitBreaker(clock=clock)
     breaker.open_for(30)
     clock.advance(30)
-    return breaker
-
-
-def lines(state: CallState) -> list[tuple[str | None, str]]:
-    return [(record.route, record.outcome) for record in state.records]
-
-
-def test_a_hedge_needs_another_route_and_tokens(clock: FakeClock) -> None:
-    """It is paid for like a retry, and skips routes whose breakers refuse."""
-    probed, budget = half_open(clock), RetryBudget()
-    probed.admit()
-    for state in (
-        routed(clock, "a"),
-        routed(clock, "a", "b", budget=RetryBudget(capacity=13)),
-        routed(clock, "a", "b", breakers={"b": probed}, budget=budget),
-    ):
-        state.admit()
-        assert state.hedge() is None
-    assert budget.tokens == 500
-    state = routed(clock, "a", "b", budget=budget)
+    state = routed(clock, "a", "b", breakers={"b": breaker})
     state.admit()
-    assert state.hedge() == 1
-    state.cancelled()
-    assert budget.tokens == 486
-    assert lines(state) == [("a", "cancelled"), ("b", "cancelled")]
-
-
-def test_a_failure_of_the_call_cancels_its_hedge(clock: FakeClock) -> None:
-    """If the attempt runs out of time, the second one holds no permit either."""
-    state = routed(clock, "a", "b", breakers={"b": half_open(clock)})
-    state.admit()
-    assert state.hedge() == 1
+    assert state.hedge(lambda _: True) == 1
     state.failed(Failure(FailureKind.TIMEOUT))
-    assert lines(state) == [("a", "timeout"), ("b", "cancelled")]
+    lines = [(record.route, record.outcome) for record in state.records]
+    assert lines == [("a", "timeout"), ("b", "cancelled")]
     assert state.admit() is None
 
 
