@@ -72,6 +72,9 @@ FAULTS = [
     *(("invoke", *row) for row in (*STATUSES, *EITHER_WAY)),
     *(("stream", *row) for row in (*STATUSES, *EITHER_WAY, *STREAMS_ONLY)),
     ("invoke", Cut(0, "rst"), K.CONNECTION),
+    # Gateways put a status into the `code` of an error in a 200.
+    ("invoke", Body(200, JSON, '{"error": {"code": 400}}'), K.INVALID_REQUEST),
+    ("invoke", Body(200, JSON, '{"error": {"code": "400"}}'), K.INVALID_REQUEST),
 ]
 # Where the SDK's class is that of the status, and not that of the kind.
 OF_STATUS = {

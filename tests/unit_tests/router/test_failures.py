@@ -297,6 +297,7 @@ REPORT = '{"error": {"message": "maximum context length", "code": 400}}'
 WAIT = {"retry-after": "7"}
 LIMITED = {b"Retry-After": b"7", b"X-Request-Id": b"r-1", b"odd": None}
 BAD = googles(400, "INVALID_ARGUMENT", "Bad.")
+NOT_ALLOWED = {"error": {"type": "permission_error", "message": "No."}}
 # The exceptions of SDKs, with facts of their errors.
 SHAPES: list[tuple[Exception, FailureKind, dict[str, Any]]] = [
     (BAD, K.INVALID_REQUEST, {"code": "INVALID_ARGUMENT", "status_code": 400}),
@@ -346,6 +347,8 @@ SHAPES: list[tuple[Exception, FailureKind, dict[str, Any]]] = [
         K.CONTEXT_OVERFLOW,
         {"message": "Error code: 400 - maximum context length"},
     ),
+    # A name says more than a 400.
+    (plain(Exception("No."), status_code=400, body=NOT_ALLOWED), K.PERMISSION, {}),
     # LiteLLM's classes say more than their status.
     (classed("ContextWindowExceededError", status_code=400), K.CONTEXT_OVERFLOW, {}),
     (classed("ContentPolicyViolationError", status_code=400), K.CONTENT_FILTER, {}),
