@@ -157,20 +157,20 @@ class _Fitting:
         if _is_plain(message):
             self.fitted.append(message)
             return
-        fitted: BaseMessage | None = self._with_name(message)
-        if isinstance(fitted, AIMessage):
-            is_own = self.author_of(fitted)
-            fitted = self._fit_answer(self._modern(fitted), is_own=is_own)
-            if isinstance(fitted, AIMessage):
-                fitted = self._ids.in_answer(fitted, is_own=is_own)
-        elif fitted is not None:
-            fitted = self._without_marks(fitted)
-            if isinstance(fitted, FunctionMessage):
-                fitted = self._ids.as_tool_message(fitted)
-            if isinstance(fitted, ToolMessage):
-                fitted = self._ids.in_result(self._without_media(fitted))
-        if fitted is not None:
-            self.fitted.append(fitted)
+        message = self._with_name(message)
+        if isinstance(message, AIMessage):
+            is_own = self.author_of(message)
+            answer = self._fit_answer(self._modern(message), is_own=is_own)
+            if answer is None:
+                return
+            message = self._ids.in_answer(answer, is_own=is_own)
+        else:
+            message = self._without_marks(message)
+            if isinstance(message, FunctionMessage):
+                message = self._ids.as_tool_message(message)
+            if isinstance(message, ToolMessage):
+                message = self._ids.in_result(self._without_media(message))
+        self.fitted.append(message)
 
     def author_of(self, message: AIMessage) -> bool | None:
         """Whether the reader wrote it; None if the author is not known."""
@@ -178,12 +178,12 @@ class _Fitting:
         route = log.get("route") if isinstance(log, Mapping) else None
         by = self._authors.get(route) if isinstance(route, str) else None
         named = message.response_metadata.get("model_provider")
-        if not isinstance(named, str):
-            return None if by is None else by.same_account(self._model)
-        if family(named) != self._reader:
-            return False
-        is_known = by is not None and by.provider == self._reader
-        return by.same_account(self._model) if by and is_known else True
+        if isinstance(named, str):
+            if family(named) != self._reader:
+                return False
+            if by is None or by.provider != self._reader:
+                return True
+        return None if by is None else by.same_account(self._model)
 
     def _with_name(self, message: BaseMessage) -> BaseMessage:
         """The message with a name that OpenAI's pattern allows."""
@@ -216,7 +216,7 @@ class _Fitting:
         name = str(legacy.get("name"))
         call = {"name": name, "args": args, "id": f"call_{name}", "type": "tool_call"}
         self.left_out["function_call"] = None
-        kwargs = {**message.additional_kwargs}
+        kwargs = dict(message.additional_kwargs)
         del kwargs["function_call"]
         update = {"tool_calls": [call], "additional_kwargs": kwargs}
         return message.model_copy(update=update)

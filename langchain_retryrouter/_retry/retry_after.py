@@ -76,12 +76,7 @@ _KINDS: Final = (
     (re.compile(r"token|size"), "tokens"),
     (re.compile(r""), "requests"),
 )
-_WINDOWS: Final = (
-    ("second", 1.0),
-    ("minute", 60.0),
-    ("hour", 3_600.0),
-    ("day", 86_400.0),
-)
+_WINDOWS: Final = ("second", "minute", "hour", "day")
 
 
 class ServerAdvice(NamedTuple):
@@ -117,7 +112,7 @@ def read_limits(headers: Headers, *, unix_time: float) -> list[ServerLimit]:
     for name, facts in _limits_in(*_fields_of(headers, unix_time)).items():
         words = name.lower().replace("_", "-")
         kind = next((kind for pattern, kind in _KINDS if pattern.search(words)), None)
-        window = next((n for word, n in _WINDOWS if word in words), None)
+        window = next((_UNIT_SECONDS[n[0]] for n in _WINDOWS if n in words), None)
         if kind is not None and facts and not name.isdecimal():
             limits.append(ServerLimit(kind, **{"window": window, **facts}))
     return limits
@@ -191,16 +186,10 @@ def _number(text: str) -> float | None:
 
 def _seconds_or_date(text: str, now: float) -> float | None:
     # A proxy may fold a repeated header into one line, with dates and numbers in it.
-    dates = [*_DATE.findall(text), *_ISO_DATE.findall(text)]
-    moments = [_timestamp(date) for date in dates]
+    moments = map(_timestamp, _DATE.findall(text) + _ISO_DATE.findall(text))
+    waits = [max(0.0, moment - now) for moment in moments if moment is not None]
     parts = [part.strip() for part in text.split(",")]
-    return _longest(
-        [
-            *(max(0.0, moment - now) for moment in moments if moment is not None),
-            *(_number(part) for part in parts),
-            *(_duration(part) for part in parts),
-        ]
-    )
+    return _longest([*waits, *map(_number, parts), *map(_duration, parts)])
 
 
 def _timestamp(text: str) -> float | None:

@@ -514,6 +514,7 @@ def schema_error() -> ValidationError:
         TypeError("unexpected keyword argument"),
         KeyError("choices"),
         ValueError("a bug"),
+        ValueError("a_name: a bug"),
         AttributeError("x"),
         IndexError("list index out of range"),
         RuntimeError("a bug"),
