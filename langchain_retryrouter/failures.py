@@ -96,8 +96,7 @@ _RETRYABLE: Final = frozenset(
     if action is FailureAction.RETRY or kind is FailureKind.TIMEOUT
 )
 
-# Final on one route, but not necessarily on others.
-_ROUTES_OWN: Final = frozenset(
+ROUTES_OWN: Final = frozenset(
     {
         FailureKind.AUTHENTICATION,
         FailureKind.PERMISSION,
@@ -107,6 +106,7 @@ _ROUTES_OWN: Final = frozenset(
         FailureKind.UNKNOWN,
     }
 )
+"""What is final on its route, and says nothing about other routes."""
 
 _BY_STATUS: Final = {
     401: FailureKind.AUTHENTICATION,
@@ -264,11 +264,6 @@ class Failure:
 def is_retryable(kind: FailureKind) -> bool:
     """Whether another attempt on the same route may succeed after such a failure."""
     return kind in _RETRYABLE
-
-
-def is_routes_own(kind: FailureKind) -> bool:
-    """Whether a failure that is final on its route says nothing about other routes."""
-    return kind in _ROUTES_OWN
 
 
 def classify(

@@ -41,7 +41,7 @@ from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
-from langchain_retryrouter.failures import FailureKind, is_routes_own
+from langchain_retryrouter.failures import ROUTES_OWN, FailureKind
 
 Response: TypeAlias = models.GenerationResponse
 """A whole answer of any client, ours or the SDK's own."""
@@ -334,7 +334,7 @@ class ModelList:
         if self._tools and self._reader.is_chat is False:
             return True
         event = error.body.get("event") if isinstance(error.body, dict) else None
-        return event == "error" and is_routes_own(error.kind)
+        return event == "error" and error.kind in ROUTES_OWN
 
     def describe(self, _position: int) -> Subject:
         """What the next attempt asks, for observers."""

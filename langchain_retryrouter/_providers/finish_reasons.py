@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from langchain_retryrouter._retry.streaming import ChunkInfo
@@ -184,8 +184,14 @@ class StreamCheck:
             self._refusal += refusal
             return None
         content = message.content
-        is_token, is_end = _has_content(message), False
-        reason = _reason_of(chunk)
+        # A token is what, once handed over, cannot be taken back; `additional_kwargs`
+        # have legacy calls and thoughts.
+        is_token = bool(
+            getattr(message, "tool_call_chunks", None)
+            or any(message.additional_kwargs.values())
+            or (content if isinstance(content, str) else any(map(_holds, content)))
+        )
+        is_end, reason = False, _reason_of(chunk)
         if reason is not None:
             if kind_of(self.reason) is None:
                 self.reason = reason
@@ -235,17 +241,6 @@ class StreamCheck:
             needs_reason=self._needs_reason,
             is_empty=self._is_empty,
         )
-
-
-def _has_content(message: BaseMessage) -> bool:
-    """Whether a chunk has anything that, once handed over, cannot be taken back."""
-    if isinstance(message, AIMessageChunk) and message.tool_call_chunks:
-        return True
-    kwargs = message.additional_kwargs
-    if kwargs and any(kwargs.values()):  # A refusal, a legacy call, thoughts.
-        return True
-    content = message.content
-    return bool(content) if isinstance(content, str) else any(map(_holds, content))
 
 
 def has_answer(message: BaseMessage) -> bool:

@@ -393,7 +393,12 @@ class _ToolIds:
             ]
         content: Any = message.content
         if not isinstance(content, str):
-            content = [_with_id(block, new) for block in content]
+            content = [
+                {**b, **{k: new[b[k]] for k in ("id", "call_id") if b.get(k) in new}}
+                if _kind_of(b) in _CALLS
+                else b
+                for b in content
+            ]
         return message.model_copy(
             update={
                 "content": content,
@@ -433,14 +438,6 @@ class _ToolIds:
                 fit = digest[:9]  # Mistral's.
         self._used.add(fit)
         return fit
-
-
-def _with_id(block: Any, new: Mapping[str, str]) -> Any:
-    """A block of a call with its call's new id."""
-    if _kind_of(block) not in _CALLS:
-        return block
-    ids = {k: new[block[k]] for k in ("id", "call_id") if block.get(k) in new}
-    return {**block, **ids} if ids else block
 
 
 def _with_image_url(block: Any) -> Any:

@@ -122,12 +122,6 @@ def _with_options(model: Any, facts: Integration) -> RetriesDisabled:
     return RetriesDisabled(copy, disabled=f"max_retries={retries}")
 
 
-def _by_call_option(model: BaseChatModel, facts: Integration) -> RetriesDisabled:
-    """A model whose retries are switched off by an option of each call."""
-    disabled = ", ".join(f"{name} of each call" for name in facts.call_options)
-    return RetriesDisabled(model, disabled=disabled, options=facts.call_options)
-
-
 def _watsonx(model: Any, facts: Integration) -> RetriesDisabled:
     """A copy whose requests are sent once, over the client that the model was given.
 
@@ -260,7 +254,7 @@ class Integration:
     """What is known about the chat models of one package.
 
     Attributes:
-        disable: How the model's own retries are switched off.
+        disable: How the model's own retries are switched off, without `call_options`.
         sends_once: The values of `max_retries` with which it sends each request once.
         hidden_requests: Requests that it sends at most for one call if it has no
             `max_retries`.
@@ -338,7 +332,6 @@ INTEGRATIONS: Final[Mapping[str, Integration]] = {
         prefill=_CLAUDE + r"|amazon\.nova-(?:micro|lite|pro|premier)",
     ),
     "langchain_cohere": Integration(
-        _by_call_option,
         call_options={"request_options": {"max_retries": 0}},
         api_choices={"any": "REQUIRED", "none": "NONE"},
         garbles_streamed_calls=True,
@@ -350,11 +343,9 @@ INTEGRATIONS: Final[Mapping[str, Integration]] = {
     "langchain_ollama": Integration(
         ignores_choice=True, limits_calls=False, prefill="."
     ),
-    "langchain_litellm": Integration(_by_call_option, call_options={"max_retries": 0}),
+    "langchain_litellm": Integration(call_options={"max_retries": 0}),
     # `max_retries=0` leaves the SDK's default in force: up to 3,600 s of retries.
-    "langchain_openrouter": Integration(
-        _by_call_option, call_options={"retries": None}
-    ),
+    "langchain_openrouter": Integration(call_options={"retries": None}),
     "langchain_ibm": Integration(
         _watsonx,
         hidden_requests=44,
@@ -397,6 +388,9 @@ def integration_of(model: BaseChatModel) -> Integration:
 def disable_retries(model: BaseChatModel) -> RetriesDisabled:
     """A model that sends each request once, as far as its package allows."""
     facts = integration_of(model)
+    if facts.call_options:
+        disabled = ", ".join(f"{name} of each call" for name in facts.call_options)
+        return RetriesDisabled(model, disabled=disabled, options=facts.call_options)
     return facts.disable(model, facts)
 
 

@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from langchain_retryrouter import FailureKind as K
 from langchain_retryrouter.failures import (
+    ROUTES_OWN,
     Failure,
     classify,
     is_retryable,
-    is_routes_own,
 )
 
 # All statuses that the table names, and at least one beside each of its edges.
@@ -95,7 +95,7 @@ def test_which_kinds_are_retried(kind: K) -> None:
     assert Failure(kind).is_retryable is expected
     assert Failure(kind, should_retry=True).is_retryable is expected
     assert Failure(kind, should_retry=False).is_retryable is False
-    assert is_routes_own(kind) is (kind in OF_THE_ROUTE)
+    assert (kind in ROUTES_OWN) is (kind in OF_THE_ROUTE)
     assert Failure(kind).may_have_run  # By default: the provider may charge for it.
 
 

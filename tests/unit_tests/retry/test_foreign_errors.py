@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import tenacity
@@ -48,18 +48,16 @@ foreign = pytest.mark.parametrize("foreign", FOREIGN)
 
 
 class Shared:
-    """A budget, and a breaker whose one probe this call is."""
+    """A budget, and a breaker whose one probe a call is; it must give both back."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.budget = RetryBudget()
         self.breaker = CircuitBreaker(failure_threshold=1, recovery_time=1, clock=clock)
         fail_elsewhere(self.breaker)
         clock.advance(1)
-        self._clock = clock
-
-    def context(self) -> RetryContext:
-        """The context of a call that shares them."""
-        return context_for(self._clock, budget=self.budget, breaker=self.breaker)
+        self.context: RetryContext = context_for(
+            clock, budget=self.budget, breaker=self.breaker
+        )
 
     def check_given_back(self) -> None:
         """The breaker admits another probe, and no token is missing."""
@@ -71,7 +69,6 @@ class Shared:
 
 @pytest.fixture
 def shared(clock: FakeClock) -> Shared:
-    """The budget and the breaker that the call must give back to."""
     return Shared(clock)
 
 
@@ -80,14 +77,14 @@ def test_from_a_request(
     engine: Engine, shared: Shared, foreign: type[BaseException]
 ) -> None:
     """A foreign exception of a request is raised at once, without a note."""
-    error, context = foreign("unwrapped"), shared.context()
+    error = foreign("unwrapped")
     script, recorder = Script(error, "not sent"), engine.recorder()
     with pytest.raises(foreign) as caught:
-        engine.call(context, script, recorder)
+        engine.call(shared.context, script, recorder)
     assert caught.value is error or foreign is asyncio.CancelledError
     assert not hasattr(error, "__notes__")
     assert (script.numbers, recorder.states, engine.clock.sleeps) == ([1], [], [])
-    assert outcomes(context) == ["cancelled"]
+    assert outcomes(shared.context) == ["cancelled"]
     shared.check_given_back()
 
 
@@ -103,12 +100,11 @@ def test_from_a_stream(
     error = foreign("unwrapped")
     source = Source(*(before or ()), error, END)
     script = Script(error if before is None else source, "not sent")
-    context = shared.context()
     with pytest.raises(foreign):
-        engine.stream(context, script)
+        engine.stream(shared.context, script)
     assert script.numbers == [1]
     assert source.closed == (before is not None)
-    assert outcomes(context) == ["cancelled"]
+    assert outcomes(shared.context) == ["cancelled"]
     shared.check_given_back()
 
 
@@ -178,7 +174,7 @@ def test_a_close_that_fails_is_raised(engine: Engine, shared: Shared) -> None:
     """If closing a stream fails, the permit is given back all the same."""
     source = Source(HEL, LO, on_close=OSError("already gone"))
     with pytest.raises(OSError, match="already gone"):
-        engine.stream(shared.context(), Script(source), stop_after=1)
+        engine.stream(shared.context, Script(source), stop_after=1)
     shared.check_given_back()
 
 
@@ -196,17 +192,15 @@ async def cancel_at_rest(coroutine: Coroutine[Any, Any, object]) -> None:
         await task
 
 
-async def forever(*_: object) -> NoReturn:
-    """Wait for what does not come."""
-    await asyncio.get_running_loop().create_future()
-    raise AssertionError
-
-
 async def test_cancelled_while_it_closes(shared: Shared) -> None:
     """If the closing of a stream is cancelled, the permit is given back."""
+
+    async def forever() -> None:
+        await asyncio.get_running_loop().create_future()
+
     source = Source(HEL, LO)
     source.aclose = forever  # type: ignore[method-assign]
-    events = aopen(shared.context(), Script(source))
+    events = aopen(shared.context, Script(source))
     assert await anext(events) == HEL
 
     async def close() -> None:

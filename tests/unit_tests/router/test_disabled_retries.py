@@ -242,7 +242,7 @@ class Repeating(ParrotFakeChatModel):
 class OwnArguments(ChatAnthropic):
     """A subclass that cannot be made again with the fields of its class."""
 
-    def __init__(self, gateway: FaultyGateway) -> None:
+    def __init__(self, gateway: Any) -> None:
         fields: dict[str, Any] = {"model": "m", "api_key": KEY, "base_url": gateway.url}
         super().__init__(**fields)
 

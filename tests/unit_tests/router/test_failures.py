@@ -390,13 +390,9 @@ def test_an_exception_is_known_by_its_shape(
 
 def test_the_cause_says_more_than_the_class() -> None:
     """langchain-google-genai raises LangChain's class from the error with the facts."""
-    cause = googles(429, "RESOURCE_EXHAUSTED", QUOTA, PER_DAY, RETRY_INFO)
+    cause = googles(429, EXHAUSTED, QUOTA, PER_DAY, RETRY_INFO)
     told = routed(WAYS[0], raising(langchain.ModelRateLimitError("x"), cause))
-    assert (told.kind, told.status_code, told.code) == (
-        K.QUOTA,
-        429,
-        "RESOURCE_EXHAUSTED",
-    )
+    assert (told.kind, told.status_code, told.code) == (K.QUOTA, 429, EXHAUSTED)
 
 
 def test_headers_are_found_behind_an_error_raised_in_place_of_another() -> None:
@@ -457,20 +453,20 @@ def test_a_key_is_known_by_its_beginning(begin: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "headers"),
+    ("query", "headers"),
     [
-        ("http://127.0.0.1/?key=my-own-secret", {}),
-        ("http://127.0.0.1/", {"x-goog-api-key": "my-own-secret"}),
-        ("http://127.0.0.1/", {"authorization": "Bearer my-own-secret"}),
-        ("http://127.0.0.1/", {"api-key": "my-own-secret"}),
+        ("?key=my-own-secret", {}),
+        ("", {"x-goog-api-key": "my-own-secret"}),
+        ("", {"authorization": "Bearer my-own-secret"}),
+        ("", {"api-key": "my-own-secret"}),
     ],
     ids=str,
 )
-def test_the_requests_key_is_not_shown(url: str, headers: dict[str, str]) -> None:
+def test_the_requests_key_is_not_shown(query: str, headers: dict[str, str]) -> None:
     """The key that a request carried, in a header or its address, is taken out."""
 
     def ask() -> None:
-        request = httpx.Request("POST", url, headers=headers)
+        request = httpx.Request("POST", f"http://a/{query}", headers=headers)
         body = {"error": {"message": "my-own-secret is wrong"}}
         httpx.Response(403, request=request, json=body).raise_for_status()
 
@@ -572,25 +568,14 @@ def with_urllib(url: str, timeout: float) -> Any:
         raise
 
 
-def with_urllib3(retries: Any) -> Any:
-    def send(url: str, timeout: float) -> Any:
-        with urllib3.PoolManager(retries=retries, timeout=timeout) as pool:
-            return pool.request("POST", url, json=PAYLOAD).json()
-
-    return send
+def with_urllib3(url: str, timeout: float) -> Any:
+    with urllib3.PoolManager(retries=urllib3.Retry(0), timeout=timeout) as pool:
+        return pool.request("POST", url, json=PAYLOAD).json()
 
 
 # ChatAnthropic and ChatOpenAI above send by httpx.
-CHECKS_STATUS = {
-    "aiohttp": with_aiohttp,
-    "requests": with_requests,
-    "urllib": with_urllib,
-}
-CLIENTS = {
-    **CHECKS_STATUS,
-    "urllib3": with_urllib3(retries=False),
-    "urllib3 with retries": with_urllib3(retries=urllib3.Retry(0)),
-}
+CHECK_STATUS = [with_aiohttp, with_requests, with_urllib]
+CLIENTS = [*CHECK_STATUS, with_urllib3]
 
 
 def sent(send: Any, step: Step | None) -> Any:
@@ -605,7 +590,7 @@ def sent(send: Any, step: Step | None) -> Any:
     return routed(WAYS[0], model)
 
 
-@pytest.mark.parametrize("send", CHECKS_STATUS.values(), ids=CHECKS_STATUS)
+@pytest.mark.parametrize("send", CHECK_STATUS)
 @pytest.mark.parametrize(
     ("status", "kind"),
     [(400, K.INVALID_REQUEST), (429, K.RATE_LIMIT), (503, K.UNAVAILABLE)],
@@ -624,7 +609,7 @@ def test_a_body_that_was_read_sharpens_a_status() -> None:
     assert (told.kind, told.code) == (K.CONTEXT_OVERFLOW, "context_length_exceeded")
 
 
-@pytest.mark.parametrize("send", CLIENTS.values(), ids=CLIENTS)
+@pytest.mark.parametrize("send", CLIENTS)
 @pytest.mark.parametrize(
     ("step", "kind", "may_have_run"),
     [
@@ -644,10 +629,10 @@ def test_a_lost_connection(
     assert (told.kind, told.may_have_run) == (kind, may_have_run)
 
 
-@pytest.mark.parametrize("name", sorted(CLIENTS.keys() - {"urllib"}))
-def test_an_answer_that_is_not_json_is_malformed(name: str) -> None:
+@pytest.mark.parametrize("send", [with_aiohttp, with_requests, with_urllib3])
+def test_an_answer_that_is_not_json_is_malformed(send: Any) -> None:
     """Half a document with status 200 is the provider's failure."""
-    assert sent(CLIENTS[name], MalformedEvent(at=1)).kind is K.MALFORMED
+    assert sent(send, MalformedEvent(at=1)).kind is K.MALFORMED
 
 
 class InferenceTimeoutError(requests.HTTPError, TimeoutError):
