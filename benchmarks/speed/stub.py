@@ -12,7 +12,7 @@ import functools
 import json
 import multiprocessing
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, Final, cast
 
@@ -167,21 +167,14 @@ def _gptrouter_events(tokens: int) -> Iterator[bytes]:
 # --- OpenAI -------------------------------------------------------------------------
 
 
-def _chat_events(tokens: int) -> Iterator[bytes]:
-    def chunk(delta: dict[str, Any], finish_reason: str | None) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-        return _data({**_chunk_of("chat.completion.chunk"), "choices": [choice]})
+def _openai_events(tokens: int, *, is_chat: bool) -> Iterator[bytes]:
+    kind = "chat.completion.chunk" if is_chat else "text_completion"
 
-    for _ in range(tokens):
-        yield chunk({"content": WORD}, None)
-    yield chunk({}, "stop")
-    yield b"data: [DONE]\n\n"
-
-
-def _completion_events(tokens: int) -> Iterator[bytes]:
     def chunk(text: str, finish_reason: str | None) -> bytes:
-        choice = {"index": 0, "text": text, "finish_reason": finish_reason}
-        return _data({**_chunk_of("text_completion"), "choices": [choice]})
+        delta = {"content": text} if text else {}
+        said: dict[str, Any] = {"delta": delta} if is_chat else {"text": text}
+        choice = {"index": 0, **said, "finish_reason": finish_reason}
+        return _data({**_chunk_of(kind), "choices": [choice]})
 
     for _ in range(tokens):
         yield chunk(WORD, None)
@@ -221,8 +214,8 @@ _WHOLE: Final[dict[str, dict[str, Any]]] = {
         "usage": _USAGE,
     },
 }
-_EVENTS: Final = {
+_EVENTS: Final[dict[str, Callable[[int], Iterator[bytes]]]] = {
     "gptrouter": _gptrouter_events,
-    "chat": _chat_events,
-    "completions": _completion_events,
+    "chat": functools.partial(_openai_events, is_chat=True),
+    "completions": functools.partial(_openai_events, is_chat=False),
 }

@@ -11,6 +11,8 @@ from langchain_retryrouter.failures import FAILURE_ACTIONS, FailureAction, Failu
 
 _ROOT = Path(__file__).parents[3]
 _DOCS = _ROOT / "docs"
+_SETTINGS = tomllib.loads((_ROOT / "zensical.toml").read_text("utf-8"))
+_NAVIGATION = _SETTINGS["project"]["nav"]
 _WORDS = {
     FailureAction.RETRY: "the same route",
     FailureAction.FAILOVER: "the next route",
@@ -26,6 +28,12 @@ def _pages(navigation: list[dict[str, Any]]) -> list[str]:
     return pages
 
 
+def _found(pattern: str) -> list[str]:
+    """What a pattern finds in all pages."""
+    text = "\n".join(page.read_text("utf-8") for page in _DOCS.rglob("*.md"))
+    return re.findall(pattern, text, re.MULTILINE)
+
+
 def _rows(page: str, first: str) -> dict[str, list[str]]:
     """The cells of the table whose first heading is `first`, by their first cell."""
     text = (_DOCS / page).read_text("utf-8")
@@ -36,21 +44,19 @@ def _rows(page: str, first: str) -> dict[str, list[str]]:
 
 def test_the_navigation_has_every_page_once() -> None:
     """A page that is not in the navigation is not found, and a missing one is dead."""
-    settings = tomllib.loads((_ROOT / "zensical.toml").read_text("utf-8"))
     pages = [str(page.relative_to(_DOCS)) for page in _DOCS.rglob("*.md")]
-    assert sorted(_pages(settings["project"]["nav"])) == sorted(pages)
+    assert sorted(_pages(_NAVIGATION)) == sorted(pages)
 
 
 def test_the_api_pages_have_every_public_name_once() -> None:
     """The strict build does not notice a name that is missing or does not exist."""
-    api = "".join(page.read_text("utf-8") for page in (_DOCS / "api").glob("*.md"))
     public = [
         f"{module.__name__}.{name}"
         for module in (langchain_retryrouter, otel, stores, testing)
         for name in module.__all__
         if name != "__version__"
     ]
-    assert sorted(re.findall(r"^::: (.+)$", api, re.MULTILINE)) == sorted(public)
+    assert sorted(_found("^::: (.+)$")) == sorted(public)
 
 
 def test_the_table_of_failures_is_that_of_the_code() -> None:
@@ -92,30 +98,19 @@ def test_the_scorecard_of_the_readme_is_what_was_measured() -> None:
 
 def test_an_included_file_has_no_relative_links() -> None:
     """Links of a file outside docs/ are dead on the page that includes it."""
-    for page in _DOCS.rglob("*.md"):
-        for name in re.findall(
-            r'^--8<-- "(.+)"$', page.read_text("utf-8"), re.MULTILINE
-        ):
-            text = (_ROOT / name).read_text("utf-8")
-            assert re.findall(r"\]\((?!https://)[^)]*\)", text) == [], name
+    for name in _found(r'^--8<-- "(.+)"$'):
+        text = (_ROOT / name).read_text("utf-8")
+        assert re.findall(r"\]\((?!https://)[^)]*\)", text) == [], name
 
 
 def test_every_file_that_a_page_names_exists() -> None:
     """A page names files of the repository by their path, since links would be dead."""
     folders = r"`((?:tests|benchmarks|examples|langchain_retryrouter)/[\w/.]+)`"
-    for page in _DOCS.rglob("*.md"):
-        for name in re.findall(folders, page.read_text("utf-8")):
-            assert (_ROOT / name).exists(), f"{page.name}: {name}"
+    assert [name for name in _found(folders) if not (_ROOT / name).exists()] == []
 
 
 def test_the_overview_has_every_guide() -> None:
     """The first page says what each guide is for."""
-    settings = tomllib.loads((_ROOT / "zensical.toml").read_text("utf-8"))
-    navigation = {
-        k: v for entry in settings["project"]["nav"] for k, v in entry.items()
-    }
+    [guides] = [entry["Guides"] for entry in _NAVIGATION if "Guides" in entry]
     overview = (_DOCS / "README.md").read_text("utf-8")
-    missing = [
-        page for page in _pages(navigation["Guides"]) if f"({page})" not in overview
-    ]
-    assert missing == []
+    assert [page for page in _pages(guides) if f"({page})" not in overview] == []
