@@ -107,7 +107,7 @@ class _TokenBucket:
         self.rate = min(per_minute, self.configured) / _MINUTE
         self.capacity = max(1.0, self.rate * _BURST)
 
-    def refill(self, now: float, share: float = 1.0) -> float:
+    def refill(self, now: float, share: float) -> float:
         """Let tokens come back, at this share of the rate; how many did."""
         before, seconds, self.read = self.level, now - self.read, now
         if self.rate == math.inf:

@@ -23,7 +23,7 @@ from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._retry.limits import HELD_LIMITS, CallLimits, call_limits
 from langchain_retryrouter._router.preflight import ModelRequest
 from langchain_retryrouter._router.route import Route
-from langchain_retryrouter._shared import is_positive
+from langchain_retryrouter._shared import is_positive, require
 from langchain_retryrouter.circuit_breaker import Refusal
 from langchain_retryrouter.policy import RetryPolicy, with_limits
 from langchain_retryrouter.rate_limits import RateLimit, Size
@@ -90,9 +90,8 @@ class CallCosts:
         asked = request.options.pop("max_cost", None)
         if asked is not None:
             max_cost = asked
-            if not is_positive(asked):
-                msg = f"max_cost must be a finite number, more than 0, not {asked!r}"
-                raise ValueError(msg)
+            finite = "a finite number, more than 0"
+            require("max_cost", asked, finite, is_met=is_positive(asked))
             for route in routes:
                 if route.prices is None:
                     raise ValueError(no_price(route))
@@ -100,15 +99,15 @@ class CallCosts:
         self._request = request
         self._means = means
         self._max_cost = max_cost
-        given = [
-            [one for one in (limit, route.spend_limit) if one is not None]
-            for route in routes
-        ]
-        held = HELD_LIMITS.get() if any(given) else ()
+        held = HELD_LIMITS.get()
         # Each once, and none that pays for the attempt that this call is a part of.
         self.limits = [
-            [one for one in dict.fromkeys(limits) if one not in held]
-            for limits in given
+            [
+                one
+                for one in dict.fromkeys((limit, route.spend_limit))
+                if one is not None and one not in held
+            ]
+            for route in routes
         ]
         # Whether an attempt may be refused since it is too expensive.
         self.is_limited = max_cost is not None or any(self.limits)

@@ -411,25 +411,20 @@ class _Lane:
     def _set_up(self, *, is_up: bool, error: Exception | None = None) -> None:
         if is_up is self.is_up:
             return
-        self.is_up = is_up
-        name = self.address.name
+        self.is_up, name = is_up, self.address.name
         if is_up:
             self._repair_at = 0.0  # What is not sent is sent now.
             logger.warning("the store %s is back", name)
         else:
-            reason = f"{type(error).__name__}: {error}"
-            logger.warning(
-                "the store %s is away: each process decides alone (%s)", name, reason
-            )
+            away = "the store %s is away: each process decides alone (%s: %s)"
+            logger.warning(away, name, type(error).__name__, error)
 
     def _log_refusal(self, job: _Job, error: Exception) -> None:
         kind, now = type(error).__name__, time.monotonic()
         if now - self._logged.get(kind, -_LOG_INTERVAL) >= _LOG_INTERVAL:
             self._logged[kind] = now
-            name = self.address.name
-            logger.warning(
-                "the store %s refused %s: %s", name, job.operation.name, error
-            )
+            what = self.address.name, job.operation.name, error
+            logger.warning("the store %s refused %s: %s", *what)
 
     # --- the thread that listens ---
 

@@ -88,19 +88,6 @@ def test_what_was_not_heard_is_repaired(processes: Processes) -> None:
     assert 55 < other.retry_after <= 61
 
 
-def test_scripts_that_were_flushed_are_loaded_again(
-    processes: Processes, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Redis that lost the scripts, as after a restart, is not taken for a dead one."""
-    one, other = breakers(processes)
-    with processes.client() as client:
-        client.script_flush()
-    one.open_for(60)
-    eventually(lambda: other.is_open)
-    assert processes.one.is_up
-    assert said_of(caplog, *processes[:2]) == []
-
-
 @pytest.mark.parametrize("kind", ["memory", "redis"])
 def test_a_listener_that_raises_stops_nothing(
     processes: Processes, caplog: pytest.LogCaptureFixture, kind: str
