@@ -47,9 +47,8 @@ class GatewayClient(GPTRouterClient):
 
     It holds settings, and what answers have shown of the gateway's models, `observed`;
     the connections belong to the process and the event loop. So it can be shared by
-    threads and loops, forked, copied, and pickled (the pickle has the key, which a
-    worker needs). The SDK's methods for images and system-one, which are not
-    overridden, send by the SDK's own means.
+    threads and loops, forked, copied, and pickled, with the key, which a worker needs.
+    The SDK's methods that are not overridden send by the SDK's own means.
 
     The arguments are the SDK's. `request_timeout` are seconds to connect and to wait
     for bytes, one number or a pair; None for no limit. `proxy` is the URL of a proxy;

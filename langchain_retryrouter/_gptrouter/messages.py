@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from gpt_router.models import ChunkedGenerationResponse, GenerationResponse
@@ -29,7 +28,7 @@ from langchain_core.messages import (
 )
 from langchain_core.messages import content as types
 from langchain_core.messages.block_translators import register_translator
-from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 from langchain_core.messages.utils import convert_to_openai_messages
 from langchain_core.output_parsers.openai_tools import (
     make_invalid_tool_call,
@@ -337,8 +336,8 @@ class ChunkReader:
             extra["reasoning_content"] = reasoning
         if function := data.get("function_call"):
             for piece in self._function.read([{"index": 0, "function": function}]):
-                name = {} if piece.name is None else {"name": piece.name}
-                extra["function_call"] = {**name, "arguments": piece.arguments}
+                name = _without_none(name=piece["name"])
+                extra["function_call"] = {**name, "arguments": piece["args"]}
         calls = self._calls.read(data.get("tool_calls"))
         finish = self._news({"finish_reason": data.get("finish_reason") or None})
         if not (text or extra or calls or finish):
@@ -357,7 +356,7 @@ def _chunk(
     metadata: Mapping[str, Any],
     text: str = "",
     extra: dict[str, Any] | None = None,
-    calls: Sequence[CallPiece] = (),
+    calls: Sequence[ToolCallChunk] = (),
     info: dict[str, Any] | None = None,
     **optional: Any,
 ) -> ChatGenerationChunk:
@@ -365,12 +364,7 @@ def _chunk(
     if extra:
         optional["additional_kwargs"] = extra
     if calls:
-        optional["tool_call_chunks"] = [
-            tool_call_chunk(
-                name=one.name, args=one.arguments, id=one.id, index=one.index
-            )
-            for one in calls
-        ]
+        optional["tool_call_chunks"] = calls
     metadata = {"model_provider": PROVIDER, **metadata}
     message = AIMessageChunk(content=text, response_metadata=metadata, **optional)
     return ChatGenerationChunk(message=message, generation_info=info or None)
@@ -502,26 +496,6 @@ def parse_calls(
     return parsed, invalid
 
 
-@dataclass(slots=True)
-class CallPiece:
-    """What one event adds to one call; None or "" if it adds nothing."""
-
-    index: int
-    id: str | None = None
-    name: str | None = None
-    arguments: str | None = None
-
-    def is_followed_by(self, name: str | None, arguments: str) -> bool:
-        """Whether a piece of this name, without an id, begins the next call."""
-        if not (name and self.name and self.arguments):
-            return False
-        return name != self.name or (
-            arguments != self.arguments
-            and _is_json_object(arguments)
-            and _is_json_object(self.arguments)
-        )
-
-
 class CallReader:
     """Joins the pieces of one stream's tool calls.
 
@@ -533,19 +507,21 @@ class CallReader:
     """
 
     def __init__(self) -> None:
-        self._calls: list[tuple[int | None, CallPiece]] = []
+        # Each with the index that its pieces have.
+        self._calls: list[tuple[int | None, ToolCallChunk]] = []
 
-    def read(self, pieces: Iterable[Mapping[str, Any]] | None) -> list[CallPiece]:
-        """What the tool calls of one event add."""
+    def read(self, pieces: Iterable[Mapping[str, Any]] | None) -> list[ToolCallChunk]:
+        """What the tool calls of one event add; None or "" for what is not new."""
         return [new for piece in pieces or () if (new := self._read(piece)) is not None]
 
     def whole(self) -> list[dict[str, Any]]:
         """The calls so far, as an answer in one piece would have them."""
         return [
-            _call(call.id, call.name or "", call.arguments) for _, call in self._calls
+            _call(call["id"], call["name"] or "", call["args"])
+            for _, call in self._calls
         ]
 
-    def _read(self, piece: Mapping[str, Any]) -> CallPiece | None:
+    def _read(self, piece: Mapping[str, Any]) -> ToolCallChunk | None:
         index: int | None = piece.get("index")
         function = piece.get("function") or {}
         id_, name = piece.get("id") or None, function.get("name") or None
@@ -553,36 +529,46 @@ class CallReader:
         if not (id_ or name or arguments):
             return None
         call = self._find(index, id_, name)
-        if call is None or (id_ is None and call.is_followed_by(name, arguments)):
-            taken = {known.index for _, known in self._calls}
+        is_next = call is None
+        if call and id_ is None and name and call["name"] and (args := call["args"]):
+            # Without an id, another name or other whole arguments are another call's.
+            is_next = name != call["name"] or (
+                arguments != args
+                and _is_json_object(arguments)
+                and _is_json_object(args)
+            )
+        if call is None or is_next:
+            taken = {known["index"] or 0 for _, known in self._calls}
             own = max(taken, default=-1) + 1
             if index is not None and index not in taken:
                 own = index
-            self._calls.append((index, CallPiece(own, id_, name, arguments)))
-            return CallPiece(own, id_, name, arguments)
-        if name == call.name:
-            if _is_json_object(arguments) and arguments == call.arguments:
+            new = tool_call_chunk(name=name, args=arguments, id=id_, index=own)
+            self._calls.append((index, new.copy()))
+            return new
+        if name == call["name"]:
+            if _is_json_object(arguments) and arguments == call["args"]:
                 return None
             name = None
-        new = CallPiece(call.index, None if call.id else id_, name, arguments)
-        call.id = call.id or id_
-        call.name = (call.name or "") + (name or "")
-        call.arguments = (call.arguments or "") + arguments
+        new_id = None if call["id"] else id_
+        new = tool_call_chunk(name=name, args=arguments, id=new_id, index=call["index"])
+        call["id"] = call["id"] or id_
+        call["name"] = (call["name"] or "") + (name or "")
+        call["args"] = (call["args"] or "") + arguments
         return new
 
     def _find(
         self, index: int | None, id_: str | None, name: str | None
-    ) -> CallPiece | None:
+    ) -> ToolCallChunk | None:
         """The call that a piece belongs to, the latest if in doubt; None if new."""
         for known, call in reversed(self._calls):
             if index is not None:
-                if index == known and (None in {id_, call.id} or id_ == call.id):
+                if index == known and (None in {id_, call["id"]} or id_ == call["id"]):
                     return call
             elif id_ is not None:
-                if id_ == call.id:
+                if id_ == call["id"]:
                     return call
             else:
-                return None if name and call.name else call
+                return None if name and call["name"] else call
         return None
 
 

@@ -174,18 +174,12 @@ _HEALTH_CHECK_SECONDS: Final = 300.0
 
 @dataclass(slots=True)
 class ObservedModels:
-    """What answers have shown of a gateway's models, by name and provider.
+    """What answers have shown of a gateway's models."""
 
-    Attributes:
-        are_chat: Whether the gateway gives it messages, and not one plain prompt, where
-            its provider says otherwise.
-        answered_at: When it answered last.
-        skipped_at: When another one answered, since the gateway holds it for sick.
-        warned: The warnings that were given.
-    """
-
+    # Whether the gateway gives it messages, where its provider says otherwise.
     are_chat: dict[ModelKey, bool] = field(default_factory=dict)
     answered_at: dict[ModelKey, float] = field(default_factory=dict)
+    # When another one answered, since the gateway holds it for sick.
     skipped_at: dict[ModelKey, float] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
 
@@ -673,13 +667,10 @@ class EventReader:
     The `end` event alone does not make an answer complete: a provider whose stream was
     cut cleanly leaves a normal `end` too, but no finish reason. The updates of
     completion models have no `finish_reason` key at all; they carry `model` instead,
-    and an empty answer of theirs has no update. A token after a finish reason takes it
-    back.
+    and if only such models were asked (`may_be_empty`), an answer needs no update. A
+    token after a finish reason takes it back.
 
-    Args:
-        may_be_empty: Whether only completion models may answer.
-        tools: What of a request with tools a completion model would not see: its
-            answer is an error then, and not used.
+    An answer that did not see `tools` of its request is an error.
     """
 
     def __init__(self, *, may_be_empty: bool = False, tools: str = "") -> None:
