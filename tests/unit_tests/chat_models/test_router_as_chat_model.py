@@ -98,6 +98,8 @@ def test_the_first_route_that_counts_is_asked() -> None:
     assert router.get_num_tokens_from_messages([HI, HI], [{"name": "t"}]) == 14
     own = RetryRouter(routes=[Counting()], custom_get_token_ids=lambda _: [1])
     assert own.get_num_tokens("a b c") == 1
+    kept = trim_messages([HI] * 9, max_tokens=5, token_counter=router)
+    assert len(kept) == 2
 
 
 @pytest.mark.parametrize(
@@ -118,13 +120,6 @@ def test_without_a_counter_the_number_is_approximate() -> None:
     assert router.get_num_tokens_from_messages([HI]) == expected
     assert router.get_num_tokens("12345678") == len(router.get_token_ids("12345678"))
     assert router.get_num_tokens("12345678") == 2
-
-
-def test_messages_are_trimmed_by_a_router() -> None:
-    """`trim_messages` takes a router as its counter."""
-    router = RetryRouter(routes=[Counting(asked=[])])
-    kept = trim_messages([HI] * 9, max_tokens=5, token_counter=router)
-    assert len(kept) == 2
 
 
 def test_an_agent_summarizes_and_edits_by_a_router() -> None:
@@ -241,20 +236,11 @@ def test_the_table_says_what_langchains_own_says(name: str) -> None:
 
 
 def test_a_list_can_do_what_all_its_models_can() -> None:
-    """Any model of the list may answer, so the profile has the least of each value."""
+    """Any model may answer: the least of each value, if all models are known."""
     profile = profile_of("gpt-5", "gpt-4")
     assert profile is not None
     assert profile["max_input_tokens"] == profile["max_output_tokens"] == 8_192
     assert profile["image_inputs"] is profile["reasoning_output"] is False
-
-
-@pytest.mark.parametrize("names", [["gpt-4o", "of-mine"], ["of-mine"]], ids=str)
-def test_a_list_with_an_unknown_model_has_no_profile(names: list[str]) -> None:
-    """There is no profile if a model of the list is unknown."""
-    assert profile_of(*names) is None
-
-
-def test_a_profile_can_be_given() -> None:
-    """`profile` is what the caller says, where the caller says it."""
+    assert profile_of("gpt-4o", "of-mine") is profile_of("of-mine") is None
     own: ModelProfile = {"max_input_tokens": 5}
     assert profile_of("gpt-4o", profile=own) == own

@@ -51,19 +51,21 @@ def pair() -> Iterator[Pair]:
         vars(models[1])["_client"].close()
 
 
-class WithTools(FakeListChatModel):
-    """A model whose integration binds tools in OpenAI's form."""
+class NoTools(FakeListChatModel):
+    """A model whose integration has no tools."""
 
     responses: list[str] = ["said"]  # noqa: RUF012 - a field
+
+
+class WithTools(NoTools):
+    """A model whose integration binds tools in OpenAI's form."""
 
     def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
         return self.bind(tools=list(tools), **kwargs)
 
 
-class Picky(FakeListChatModel):
+class Picky(NoTools):
     """A model whose integration takes nothing but tools."""
-
-    responses: list[str] = ["picked"]  # noqa: RUF012 - a field
 
     def bind_tools(self, tools: Any, *, tool_choice: Any = None, **kwargs: Any) -> Any:
         if kwargs or tool_choice:
@@ -136,7 +138,7 @@ def test_integrations_with_words_of_their_own(
     package: str, choice: Any, options: dict[str, Any], count: int
 ) -> None:
     """Where an integration does not translate, the router does; else by LangChain."""
-    model = from_package(package)(responses=["a"])
+    model = from_package(package)()
     bound: Any = RetryRouter(routes=[model]).bind_tools(TOOLS, tool_choice=choice)
     given = dict(bound.bound.routes[0].options)
     given.pop("request_options", None)
@@ -163,7 +165,7 @@ def test_a_route_that_cannot_is_left_out(twin: Twin, options: dict[str, Any]) ->
     routes = [Route(model=Picky(), name="picky"), Route(model=WithTools(), name="b")]
     router = RetryRouter(routes=routes)
     if "strict" in options:  # It keeps the schema of a dict.
-        router = RetryRouter(routes=[FakeListChatModel(responses=["x"]), *routes[1:]])
+        router = RetryRouter(routes=[NoTools(), *routes[1:]])
     with pytest.warns(UserWarning, match="route '.*' cannot be offered .* not asked"):
         bound = router.bind_tools(TOOLS, **options)
     answer = twin.invoke(bound, "hi")
@@ -177,19 +179,17 @@ def test_what_no_route_can_is_an_error() -> None:
     routes = [Route(model=Picky(), name="a"), Route(model=Picky(), name="b")]
     with pytest.raises(ValueError, match=r"'a' cannot .*any; route 'b' cannot .*any"):
         RetryRouter(routes=routes).bind_tools(TOOLS, tool_choice="required")
-    with pytest.raises(TypeError, match="route 'FakeListChatModel' cannot be offered"):
-        RetryRouter(routes=[FakeListChatModel(responses=["a"])]).bind_tools(TOOLS)
+    with pytest.raises(TypeError, match="route 'NoTools' cannot be offered tools"):
+        RetryRouter(routes=[NoTools()]).bind_tools(TOOLS)
     with pytest.raises(ValueError, match="names 'x', and the tools are 'get_weather'"):
         RetryRouter(routes=[WithTools()]).bind_tools(TOOLS, tool_choice="x")
 
 
 def test_a_choice_that_an_integration_ignores_is_named() -> None:
     """`ChatOllama` drops it, so the router says what it cannot promise."""
-    model = from_package("langchain_ollama")()
+    route = Route(model=from_package("langchain_ollama")(), name="o")
     with pytest.warns(UserWarning, match="route 'o' ignores tool_choice='any'"):
-        RetryRouter(routes=[Route(model=model, name="o")]).bind_tools(
-            TOOLS, tool_choice="any"
-        )
+        RetryRouter(routes=[route]).bind_tools(TOOLS, tool_choice="any")
 
 
 def test_a_provider_tool_of_one_route_stays(pair: Pair) -> None:

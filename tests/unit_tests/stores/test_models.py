@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from langchain_core.embeddings import DeterministicFakeEmbedding
 
 from langchain_retryrouter import (
     AuthenticationError,
     CircuitBreaker,
     CircuitOpenError,
+    EmbeddingsRouter,
     GPTRouter,
     OpenAI,
     RateLimitError,
@@ -237,6 +239,7 @@ FIELDS: dict[Any, dict[str, Any]] = {
     GPTRouter: {"models_priority_list": [{"name": "a", "provider_name": "b"}]},
     OpenAI: {"api_key": KEY},
     RetryRouter: {"routes": [chat_openai("http://127.0.0.1:1")]},
+    EmbeddingsRouter: {"routes": [DeterministicFakeEmbedding(size=8)]},
 }
 
 
