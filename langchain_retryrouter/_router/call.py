@@ -154,18 +154,16 @@ class FailoverRules:
         cause = error.__cause__
         raised = cause if isinstance(cause, Exception) else error
         for rule in self._rules:
-            found = (
-                [rule(raised)]
-                if callable(rule)
-                else [
-                    action
-                    for failure, action in rule.items()
-                    if isinstance(failure, type)
-                    and (isinstance(raised, failure) or isinstance(error, failure))
-                ]
-            )
-            if found and found[0] is not None:
-                return FailureAction(found[0])
+            if callable(rule):
+                action = rule(raised)
+                if action is not None:
+                    return FailureAction(action)
+                continue
+            for failure, action in rule.items():
+                if isinstance(failure, type) and (
+                    isinstance(raised, failure) or isinstance(error, failure)
+                ):
+                    return action
         return None
 
 

@@ -149,6 +149,8 @@ def test_two_of_three_keys_exhausted(
     assert sum(provider.clock.sleeps) == 0
     provider.ask(router, 10)
     assert provider.asked() == [0, 0, 10]
+    states = [route["state"] for route in router.health()["routes"]]
+    assert states == ["open", "open", "closed"]
 
 
 def test_a_held_key_is_asked_again_when_its_hold_ends(provider: Provider) -> None:
@@ -177,19 +179,6 @@ def test_the_last_keys_rate_limit_is_waited_for(provider: Provider) -> None:
     assert max(provider.clock.sleeps) >= 2
 
 
-def test_other_keys_keep_their_breakers(provider: Provider) -> None:
-    """A bad key says nothing about the provider, and nothing about other keys."""
-    provider.steps = {KEYS[0]: Status(401)}
-    breakers = [CircuitBreaker(clock=provider.clock) for _ in KEYS]
-    routes = [
-        route.model_copy(update={"breaker": breaker})
-        for route, breaker in zip(provider.pool(), breakers, strict=True)
-    ]
-    router = provider.router(*routes)
-    provider.ask(router, 3)
-    assert [breaker.is_open for breaker in breakers] == [True, False, False]
-
-
 @pytest.mark.parametrize("code", [400, 403, 422])
 def test_a_wrong_request_holds_no_key(provider: Provider, code: int) -> None:
     """A request that is wrong, or refused to all keys, closes no pool for others."""
@@ -204,55 +193,47 @@ def test_a_wrong_request_holds_no_key(provider: Provider, code: int) -> None:
     assert provider.asked() == [1, 1, 1]
 
 
+ONE_RETRY = {"retry_policy": RetryPolicy(max_retries=1)}
+NO_RETRY = {"retry_policy": RetryPolicy(max_retries=0)}
+
+
 @pytest.mark.parametrize(
-    ("step", "rules", "error"),
+    ("fault", "fields", "requests", "error"),
     [
-        (Status(400, error_code="content_filter"), {}, ContentFilterError),
-        (SLOW_DOWN, {"rate_limit": "raise"}, RateLimitError),
+        # A refusal is an answer, whichever key asks; and the caller's rule counts.
+        (Status(400, error_code="content_filter"), {}, 1, ContentFilterError),
+        (SLOW_DOWN, {"failover_on": {"rate_limit": "raise"}}, 1, RateLimitError),
+        # The keys of one endpoint share its retries, each of which takes another key.
+        (Status(500), ONE_RETRY, 2, None),
+        (Status(503), ONE_RETRY, 2, None),
+        (Reset(), ONE_RETRY, 2, None),
+        # A timeout is not waited for once more with any key.
+        (Status(504), ONE_RETRY, 1, None),
+        # Without retries nothing is waited for; the fault may be one key's own.
+        (Status(429), NO_RETRY, 3, None),
+        (SLOW_DOWN, NO_RETRY, 3, None),
+        (Status(503), NO_RETRY, 2, None),
     ],
-    ids=["content filter", "failover_on"],
 )
-def test_a_refusal_and_the_callers_rule_end_the_call(
-    provider: Provider, step: Step, rules: Any, error: type[Exception]
+def test_a_fault_of_every_key_is_asked_about_once_with_each(
+    provider: Provider,
+    fault: Step,
+    fields: Any,
+    requests: int,
+    error: type[Exception] | None,
 ) -> None:
-    """A refusal is an answer, whichever key asks; a rule counts in a pool as well."""
-    provider.steps = dict.fromkeys(KEYS, step)
-    with pytest.raises(error):
-        provider.ask(provider.router(failover_on=rules))
-    assert sum(provider.asked()) == 1
-
-
-@pytest.mark.parametrize(
-    ("fault", "requests"),
-    [(Status(500), 2), (Status(503), 2), (Reset(), 2), (Status(504), 1)],
-    ids=str,
-)
-def test_an_outage_is_not_asked_about_with_every_key(
-    provider: Provider, fault: Step, requests: int
-) -> None:
-    """The keys of one endpoint share its retries, each of which takes another key.
-
-    A timeout is not waited for once more with any key.
-    """
+    """And with no more keys than may answer; then another model is asked."""
     provider.steps = dict.fromkeys(KEYS, fault)
     backup = FakeListChatModel(responses=["backup"])
-    router = provider.router(
-        *provider.pool(), backup, retry_policy=RetryPolicy(max_retries=1)
-    )
-    assert provider.ask(router).text == "backup"
+    router = provider.router(*provider.pool(), backup, **fields)
+    if error is None:
+        assert provider.ask(router).text == "backup"
+    else:
+        with pytest.raises(error):
+            provider.ask(router)
     asked = provider.asked()
-    assert sum(asked) == requests
-    assert max(asked) == 1
-
-
-@pytest.mark.parametrize("fault", [Status(429), SLOW_DOWN, Status(503)], ids=str)
-def test_without_retries_no_key_is_asked_twice(provider: Provider, fault: Step) -> None:
-    """`max_retries=0` holds for each key, and nothing is waited for."""
-    provider.steps = dict.fromkeys(KEYS, fault)
-    with pytest.raises(RetryRouterError):
-        provider.ask(provider.router(retry_policy=RetryPolicy(max_retries=0)))
-    assert max(provider.asked()) == 1
-    assert sum(provider.clock.sleeps) == 0
+    assert (sum(asked), max(asked)) == (requests, 1)
+    assert fields is not NO_RETRY or sum(provider.clock.sleeps) == 0
 
 
 @pytest.mark.parametrize("retries", [0, 2])
@@ -270,15 +251,11 @@ def test_regions_have_retries_of_their_own() -> None:
     """Other addresses of one tier are other places, and each is asked as a route is."""
     with FaultyGateway() as east, FaultyGateway() as west:
         east.always(Status(503))
-        pool = Route.pool(
-            gpt_router(api_key="k", max_retries=0), base_urls=[east.url, west.url]
-        )
-        policy = RetryPolicy(max_retries=1)
-        with RetryRouter(routes=pool, retry_policy=policy, clock=FakeClock()) as router:
+        pool = Route.pool(gpt_router(), base_urls=[east.url, west.url])
+        with RetryRouter(routes=pool, clock=FakeClock(), **ONE_RETRY) as router:
             for _ in range(2):
                 router.invoke("hi")
-        assert len(east.requests) == 2
-        assert len(west.requests) == 2
+        assert (len(east.requests), len(west.requests)) == (2, 2)
 
 
 @pytest.mark.parametrize("refusal", [Status(401), SPENT], ids=["401", "quota"])
