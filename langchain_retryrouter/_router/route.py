@@ -523,15 +523,9 @@ class Route(Serializable):
             if isinstance(one, dict) and one.get("type") == "function"
         ]
         for tool in tools:
-            is_own = isinstance(tool, dict) and tool.get("type") not in {
-                None,
-                "function",
-            }
-            if (
-                is_own
-                and tool.get("name") in functions
-                and _IN_FUNCTIONS.isdisjoint(tool)
-            ):
+            kind = tool.get("type") if isinstance(tool, dict) else None
+            is_own = kind not in {None, "function"} and _IN_FUNCTIONS.isdisjoint(tool)
+            if is_own and tool.get("name") in functions:
                 # A provider's own tool was bound as a function, which none would run.
                 msg = f"{tool!r} is a tool of another provider"
                 raise ValueError(msg)
