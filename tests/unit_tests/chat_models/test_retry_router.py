@@ -10,6 +10,7 @@ from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackH
 from langchain_core.language_models.fake_chat_models import (
     FakeListChatModel,
     GenericFakeChatModel,
+    ParrotFakeChatModel,
 )
 from langchain_core.messages import AIMessage
 from pydantic import Field, ValidationError
@@ -526,8 +527,8 @@ def test_usage_is_counted_once_and_for_whoever_served(pair: Pair) -> None:
 def test_models_without_streams_or_ends_are_routes_too(pair: Pair) -> None:
     """Of a model that never tells the end, the end of its iterator is the end."""
     endless = GenericFakeChatModel(messages=iter([AIMessage("one two")]))
-    for model in (endless, FakeListChatModel(responses=["one two"])):
-        answer = pair.ask(pair.router(routes=[model]), "hi")
+    for model in (endless, ParrotFakeChatModel()):
+        answer = pair.ask(pair.router(routes=[model]), "one two")
         assert answer.content == "one two"
         assert told(answer) == [(type(model).__name__, "ok")]
 

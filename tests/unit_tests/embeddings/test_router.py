@@ -198,22 +198,18 @@ def test_only_the_batch_that_failed_is_sent_again(places: Places) -> None:
 
 
 @pytest.mark.parametrize("hole", [None, [], [None] * 8, [math.nan] * 8, [math.inf] * 8])
-@pytest.mark.parametrize("is_last", [False, True])
+@pytest.mark.parametrize("is_alone", [False, True])
 def test_only_missing_vectors_are_asked_for_again(
-    places: Places, hole: Any, *, is_last: bool
+    places: Places, hole: Any, *, is_alone: bool
 ) -> None:
     """Of the next route, or of the same one again where no other can fill the holes."""
+    router = places.router(*([places.model()] if is_alone else []))
     known = [stub_embedding(text) for text in "abc"]
-    if is_last:
-        places.gateways[0].always(Status(401))
-    places.gateways[is_last].script(vectors(known[0], hole, known[2]))
-    assert places.embed(places.router(), ["a", "b", "c"]) == STUBS[:3]
-    asked = (
-        [["a", "b", "c"], ["a", "b", "c"], ["b"]]
-        if is_last
-        else [["a", "b", "c"], ["b"]]
-    )
-    assert places.asked(0) + places.asked(1) == asked
+    places.gateways[0].script(vectors(known[0], hole, known[2]))
+    assert places.embed(router, ["a", "b", "c"]) == STUBS[:3]
+    assert places.asked(0) + places.asked(1) == [["a", "b", "c"], ["b"]]
+    assert len(places.asked(1)) == (not is_alone)
+    assert sum(places.clock.sleeps) == (0.5 if is_alone else 0)
 
 
 def test_the_error_is_the_first_routes(places: Places) -> None:
