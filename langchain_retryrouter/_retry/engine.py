@@ -7,6 +7,7 @@ tenacity runs the loop; `RetryController` answers its questions from the call's
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import math
 from collections.abc import Awaitable, Callable, Generator
@@ -432,11 +433,10 @@ class RetryController:
 
 def begin(controller: RetryController, notify: Notify | None = None) -> Attempt:
     """Wait for what the next attempt needs, and begin it."""
-    context, steps = controller.context, controller.begin()
+    context = controller.context
     answer: Any = None
-    try:
-        while True:
-            step = steps.send(answer)
+    with contextlib.closing(controller.begin()) as steps:
+        while not isinstance(step := _next_step(steps, answer), Attempt):
             answer = None
             if isinstance(step, LimiterWait):
                 if step.is_long and isinstance(notify, WaitListener):
@@ -446,20 +446,15 @@ def begin(controller: RetryController, notify: Notify | None = None) -> Attempt:
                 context.call_state.clock.sleep(step)
             elif context.rate_limiter is not None:
                 answer = context.rate_limiter.acquire(blocking=step)
-    except StopIteration as begun:
-        attempt: Attempt = begun.value
-        return attempt
-    finally:
-        steps.close()
+    return step
 
 
 async def abegin(controller: RetryController, notify: ANotify | None = None) -> Attempt:
     """Async variant of `begin`."""
-    context, steps = controller.context, controller.begin()
+    context = controller.context
     answer: Any = None
-    try:
-        while True:
-            step = steps.send(answer)
+    with contextlib.closing(controller.begin()) as steps:
+        while not isinstance(step := _next_step(steps, answer), Attempt):
             answer = None
             if isinstance(step, LimiterWait):
                 if step.is_long and isinstance(notify, WaitListener):
@@ -469,11 +464,16 @@ async def abegin(controller: RetryController, notify: ANotify | None = None) -> 
                 await context.call_state.clock.asleep(step)
             elif context.rate_limiter is not None:
                 answer = await context.rate_limiter.aacquire(blocking=step)
+    return step
+
+
+def _next_step(steps: Generator[Step, Any, Attempt], answer: Any) -> Step | Attempt:
+    """The step that follows; apart, since a limiter may raise a StopIteration too."""
+    try:
+        return steps.send(answer)
     except StopIteration as begun:
         attempt: Attempt = begun.value
         return attempt
-    finally:
-        steps.close()
 
 
 def call(

@@ -237,6 +237,19 @@ def test_a_retry_that_is_refused_leaves_the_real_error(
     assert outcomes(context) == ["unavailable"]
 
 
+def test_what_a_limiter_raises_leaves_the_call(engine: Engine) -> None:
+    """Even a StopIteration, which in a coroutine becomes a RuntimeError."""
+
+    def fail() -> None:
+        raise StopIteration
+
+    context = engine.context(rate_limiter=Limiter(GRANTED, when_asked=fail))
+    script = Script("not sent")
+    with pytest.raises((StopIteration, RuntimeError)):
+        engine.call(context, script)
+    assert script.numbers == []
+
+
 def test_an_open_breaker_is_asked_before_the_limiter(engine: Engine) -> None:
     """No call waits for the limiter if the breaker refuses it anyway."""
     limiter = Limiter(GRANTED)
