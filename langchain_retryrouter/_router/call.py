@@ -22,7 +22,7 @@ from collections.abc import (
     Mapping,
 )
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, Self, TypeGuard, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import AIMessageChunk, BaseMessage
@@ -828,23 +828,16 @@ class _Reported:
         self, kind: object, error: BaseException | None, traceback: object
     ) -> None:
         self._call.heard(self._attempt)
-        if isinstance(error, Exception) or self._is_foreign_cancellation(error):
-            named = self._call.named(error, self._attempt)
-            if named is not error:
-                raise named from error
-
-    @staticmethod
-    def _is_foreign_cancellation(
-        error: BaseException | None,
-    ) -> TypeGuard[BaseException]:
-        """Whether something inside the model was cancelled, and not this call."""
-        if not isinstance(error, asyncio.CancelledError):
-            return False
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:  # In a thread.
-            return True
-        return task is not None and not task.cancelling()
+        if isinstance(error, asyncio.CancelledError):
+            with contextlib.suppress(RuntimeError):  # In a thread.
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    return  # This call was cancelled, not something in the model.
+        elif not isinstance(error, Exception):
+            return
+        named = self._call.named(error, self._attempt)
+        if named is not error:
+            raise named from error
 
 
 class _AsyncGeneratorSource:

@@ -202,14 +202,14 @@ class RouteOrder(OneForAll):
             is_list=is_list,
         )
         self._places = places
-        self._weights = [place.weight for place in places]
-        if strategy == "weighted" and not any(self._weights):
-            msg = f"one weight at least must be above 0, not {self._weights!r}"
+        weights = [place.weight for place in places]
+        if strategy == "weighted" and not any(weights):
+            msg = f"one weight at least must be above 0, not {weights!r}"
             raise ValueError(msg)
         has_groups = any(place.group is not None for place in places)
         self._is_plain = not has_groups and (is_list or not by_conversation)
         is_fair = strategy == "round_robin"
-        self._shares = [1.0] * len(places) if is_fair else self._weights
+        self._shares = [1.0] * len(places) if is_fair else weights
         balances = has_groups and strategy in {"priority", "round_robin"}
         kind = _Balanced if balances else STRATEGIES[strategy]
         self.strategy = kind(self._shares, seed)
@@ -255,8 +255,7 @@ class RouteOrder(OneForAll):
         if self._is_plain:
             return self.strategy.order(now)
         if conversation is not None:
-            names = [place.name for place in self._places]
-            order = rendezvous(conversation, names, self._weights)
+            order = self._pinned(conversation)
         else:
             order = self.strategy.order(now)
         ranks = self._ranks
@@ -278,21 +277,21 @@ class RouteOrder(OneForAll):
             at_of[route] = at if group is None else first_of.setdefault(group, at)
         return sorted(order, key=at_of.__getitem__)
 
+    def _pinned(self, conversation: bytes) -> list[int]:
+        """The order that a conversation has in every process.
+
+        Weighted rendezvous hashing (Schindelhauer and Schomaker, "Weighted distributed
+        hash tables", 2005): a route leads for a share of the conversations that is its
+        weight's. A weight that is raised only moves conversations to that route. Weight
+        0 comes after all.
+        """
+        scores = []
+        for name, _, _, weight in self._places:
+            digest = blake2b(name.encode(), key=conversation, digest_size=8).digest()
+            chance = (int.from_bytes(digest) + 0.5) / 2**64
+            scores.append((not weight, -math.log(chance) / (weight or 1.0)))
+        return sorted(range(len(scores)), key=scores.__getitem__)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """The arguments it was made with: another process starts afresh."""
         return self._made, ()
-
-
-def rendezvous(key: bytes, names: Sequence[str], weights: Sequence[float]) -> list[int]:
-    """The routes in an order that is the same for a key in every process.
-
-    Weighted rendezvous hashing (Schindelhauer and Schomaker, "Weighted distributed hash
-    tables", 2005): a route leads for a share of the keys that is its weight's. A
-    weight that is raised only moves keys to that route. Weight 0 comes after all.
-    """
-    scores = []
-    for name, weight in zip(names, weights, strict=True):
-        digest = blake2b(name.encode(), key=key, digest_size=8).digest()
-        chance = (int.from_bytes(digest) + 0.5) / 2**64
-        scores.append((not weight, -math.log(chance) / (weight or 1.0)))
-    return sorted(range(len(names)), key=scores.__getitem__)
