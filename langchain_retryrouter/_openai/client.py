@@ -52,28 +52,14 @@ _DRAIN_TIMEOUT: Final = 0.1
 # Settings.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClientSettings:
-    """How to make an SDK client: its class, such as `AsyncOpenAI`, and arguments.
+    """How to make an SDK client: its class, such as `AsyncOpenAI`, and arguments."""
 
-    Its `identity` is equal for settings that make equal clients.
-    """
-
-    sdk_class: str = field(compare=False)
-    options: Mapping[str, Any] = field(repr=False, compare=False)
-    proxy: str | None = field(default=None, repr=False, compare=False)
-    http_client: Any = field(default=None, repr=False, compare=False)
-    identity: Hashable = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "identity", _frozen(self._parts))
-
-    @property
-    def _parts(self) -> tuple[Any, ...]:
-        return self.sdk_class, self.options, self.proxy, self.http_client
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._parts
+    sdk_class: str
+    options: Mapping[str, Any] = field(repr=False)
+    proxy: str | None = field(default=None, repr=False)
+    http_client: Any = field(default=None, repr=False)
 
     @property
     def is_async(self) -> bool:
@@ -88,6 +74,7 @@ class ClientSettings:
 
 
 def _frozen(value: Any) -> Hashable:
+    """Something with a hash, equal for equal settings."""
     if isinstance(value, Mapping):
         return frozenset((str(name), _frozen(item)) for name, item in value.items())
     if isinstance(value, list | tuple):
@@ -238,7 +225,7 @@ class _Clients:
 # What closes the HTTP client of each async SDK client that is in use.
 _closers: weakref.WeakKeyDictionary[Any, AsyncGenerator[None]]
 _closers = weakref.WeakKeyDictionary()
-_shared: weakref.WeakValueDictionary[ClientSettings, _Clients]
+_shared: weakref.WeakValueDictionary[Hashable, _Clients]
 _shared = weakref.WeakValueDictionary()
 
 
@@ -266,7 +253,8 @@ class SDKResource:
     def __init__(self, settings: ClientSettings, path: str) -> None:
         self.settings = settings
         self._path = path
-        self._clients = _shared.setdefault(settings, _Clients(settings))
+        key = _frozen(vars(settings))
+        self._clients = _shared.setdefault(key, _Clients(settings))
 
     def __getattr__(self, name: str) -> Any:
         if name in SDKResource.__slots__ or name.startswith("__"):
@@ -295,11 +283,12 @@ class SDKResource:
         return type(self), (self.settings, self._path)
 
     def __eq__(self, other: object) -> bool:
-        is_one = isinstance(other, SDKResource)
-        return is_one and self.__reduce__() == other.__reduce__()
+        if not isinstance(other, SDKResource):
+            return False
+        return self._clients is other._clients and self._path == other._path
 
     def __hash__(self) -> int:
-        return hash((self.settings, self._path))
+        return hash((self._clients, self._path))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.settings.sdk_class}().{self._path}>"
