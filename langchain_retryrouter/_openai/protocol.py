@@ -209,9 +209,11 @@ def _is_choice(choice: Any, *names: str) -> bool:
     if isinstance(text, str):
         return True
     message = _message_of(choice)
-    came: Any = choice if isinstance(choice, dict) else dir(choice)
+    came: Any = choice
     if hasattr(choice, "model_fields_set"):  # The others of an SDK object are None.
         came = {*choice.model_fields_set, *(choice.model_extra or {})}
+    elif not isinstance(choice, dict):
+        came = [name for name in names if hasattr(choice, name)]
     return (
         text is None
         and any(name in came for name in names)
