@@ -27,30 +27,6 @@ from .conftest import KEY, Env, NewLLM
 
 
 @pytest.mark.parametrize(
-    ("alias", "name", "value"),
-    [
-        ("model", "model_name", "some-model"),
-        ("api_key", "openai_api_key", SecretStr("some-key")),
-        ("organization", "openai_organization", "some-organization"),
-        ("timeout", "request_timeout", 3.5),
-        ("base_url", "openai_api_base", "http://127.0.0.1:1/openai/deployments/a"),
-    ],
-)
-def test_fields_have_two_names(
-    any_model: Any, alias: str, name: str, value: Any
-) -> None:
-    """langchain-community's names and the SDK's are both taken, and mean the same."""
-    settings: dict[str, Any] = {"api_key": KEY}
-    if any_model is AzureOpenAI:
-        settings["api_version"] = "v"
-        if alias != "base_url":
-            settings["azure_endpoint"] = "http://127.0.0.1:1"
-    settings.pop(alias, None)
-    for given in (alias, name):
-        assert getattr(any_model(**settings, **{given: value}), name) == value
-
-
-@pytest.mark.parametrize(
     ("field", "variables"),
     [
         ("openai_api_base", ["OPENAI_API_BASE", "OPENAI_BASE_URL"]),
