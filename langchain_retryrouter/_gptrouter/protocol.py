@@ -451,28 +451,28 @@ _STRICT: Final = ConfigDict(extra="allow", strict=True)
 
 
 @with_config(_STRICT)
-class FunctionCall(TypedDict, total=False):
-    """A call of a function as OpenAI has it, whole or a piece of a stream."""
+class OpenAIFunctionCall(TypedDict, total=False):
+    """A call of a function, whole or a piece of a stream."""
 
     name: str | None
     arguments: str | None
 
 
 @with_config(_STRICT)
-class ToolCall(TypedDict, total=False):
-    """A call of a tool as OpenAI has it, whole or a piece of a stream."""
+class OpenAIToolCall(TypedDict, total=False):
+    """A call of a tool, whole or a piece of a stream."""
 
     index: int | None
     id: str | None
-    function: FunctionCall | None
+    function: OpenAIFunctionCall | None
 
 
 @with_config(_STRICT)
 class _Update(TypedDict, total=False):
     text: str | None
     finish_reason: str | None
-    tool_calls: list[ToolCall] | None
-    function_call: FunctionCall | None
+    tool_calls: list[OpenAIToolCall] | None
+    function_call: OpenAIFunctionCall | None
 
 
 _UPDATE: Final = TypeAdapter(_Update)
@@ -484,8 +484,8 @@ class GatewayChoice(models.Choice):
     index: int = 0
     text: str = ""
     finish_reason: str | None = None  # type: ignore[assignment]
-    function_call: FunctionCall | None = None
-    tool_calls: Annotated[list[ToolCall] | None, _OPTIONAL] = None
+    function_call: OpenAIFunctionCall | None = None
+    tool_calls: Annotated[list[OpenAIToolCall] | None, _OPTIONAL] = None
     reasoning_content: Annotated[str | None, _OPTIONAL] = None
 
     @model_validator(mode="before")

@@ -163,7 +163,7 @@ class CallLog:
         self.prices: Mapping[str | None, Prices | None] | None = None
         self.cost_of: Callable[[AttemptRecord], float | None] | None = None
         # The limits that an attempt holds, by the position of its route.
-        self._held_by: tuple[Sequence[Sequence[object]], ...] = ()
+        self.held_by: tuple[Sequence[Sequence[object]], ...] = ()
         self._has_routes = has_routes
         self._current = AttemptRecord(None, outcome="cancelled")  # Nothing is sent.
         self.wants_facts = False
@@ -179,11 +179,6 @@ class CallLog:
     def route(self) -> str | None:
         """The model that the current attempt asks, if the call knows it."""
         return self._current.route
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the call was made."""
-        return self.clock.monotonic() - self._began
 
     @property
     def waited(self) -> float:
@@ -247,13 +242,13 @@ class CallLog:
 
     def attach(self, number: int | None = None) -> Callable[[], object]:
         """Make an attempt, or else the latest, current; the result undoes it."""
-        if not (self.observers or self._held_by):
+        if not (self.observers or self.held_by):
             return _do_nothing
         number = self.attempts if number is None else number
         undo = [guarded(observer.attach, number) for observer in self.observers]
-        if self._held_by:
+        if self.held_by:
             at = next(r.position for r in reversed(self.records) if r.number == number)
-            held = HELD_LIMITS.get().union(*(limits[at] for limits in self._held_by))
+            held = HELD_LIMITS.get().union(*(limits[at] for limits in self.held_by))
             undo.append(functools.partial(HELD_LIMITS.reset, HELD_LIMITS.set(held)))
 
         def detach() -> None:

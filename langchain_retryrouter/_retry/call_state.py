@@ -107,9 +107,9 @@ class CallState(CallLog):
     ) -> None:
         super().__init__(time, describe, has_routes=routes is not None)
         if limits is not None:
-            self._held_by += (limits.routes,)
+            self.held_by += (limits.routes,)
         if any(spend_limits):
-            self._held_by += (spend_limits,)
+            self.held_by += (spend_limits,)
         self.policy = policy
         self.routes = [RouteState(None, breaker)] if routes is None else routes
         self.budget = budget
@@ -164,6 +164,11 @@ class CallState(CallLog):
                     one.used = counts
         for observer in self.observers:
             guarded(observer.answered, number, facts)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the call was made."""
+        return self.clock.monotonic() - self._began
 
     @property
     def next_route(self) -> str | None:

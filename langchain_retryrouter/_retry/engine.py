@@ -489,12 +489,15 @@ def call(
             was no further attempt.
     """
     controller = RetryController(context, is_stream=False)
+    state = context.call_state
 
     def attempt() -> T:
         attempt = begin(controller, notify)
 
         def send_attached() -> T:
-            detach = context.call_state.attach(attempt.number)
+            if not (state.observers or state.held_by):
+                return send(attempt)
+            detach = state.attach(attempt.number)
             try:
                 return send(attempt)
             finally:
@@ -508,7 +511,7 @@ def call(
             raise controller.timed_out(attempt) from error
 
     result = run(controller, attempt, notify)
-    context.call_state.succeeded(is_over=True)
+    state.succeeded(is_over=True)
     context.end()
     return result
 
