@@ -331,24 +331,6 @@ def test_a_cluster(gateway: FaultyGateway) -> None:
             router.store.close()
 
 
-def test_connections(redis_server: RedisServer) -> None:
-    """Two connections for a process, however many stores and breakers it has."""
-    stores = [RedisStore(redis_server.url) for _ in range(5)]
-    kept = [
-        CircuitBreaker(name=f"p{number}", store=store)
-        for store in stores
-        for number in range(10)
-    ]
-    with redis_server.client() as client:
-        eventually(lambda: len(client.client_list()) == 3)
-        wait(1.5)
-        assert len(client.client_list()) == 3
-        for store in stores:
-            store.close()
-        eventually(lambda: len(client.client_list()) == 1)
-    assert len(kept) == 50
-
-
 def test_a_wrong_password_is_said_once(
     gateway: FaultyGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -367,15 +349,19 @@ def test_a_wrong_password_is_said_once(
     router.store.close()
 
 
-def test_a_store_of_a_client_is_pickled(redis_server: RedisServer) -> None:
-    """A pickle of a store that was made of a client connects, and copies share it."""
-    stores = [RedisStore(redis_server.client())]
-    data = pickle.dumps(stores[0])
-    stores += [pickle.loads(data) for _ in range(3)]
-    breakers = [CircuitBreaker(name="p", store=store) for store in stores]
+@pytest.mark.parametrize("is_client", [False, True])
+def test_stores_of_one_address_have_two_connections(
+    redis_server: RedisServer, *, is_client: bool
+) -> None:
+    """However many stores, pickles and breakers a process has; none after `close`."""
+    made_of = redis_server.client() if is_client else redis_server.url
+    stores = [RedisStore(made_of) for _ in range(3)]
+    stores.append(pickle.loads(pickle.dumps(stores[0])))
+    breakers = [CircuitBreaker(name="p", store=store) for store in stores * 10]
     breakers[-1].open_for(60)
     eventually(lambda: all(breaker.is_open for breaker in breakers))
     with redis_server.client() as client:
         assert len(client.client_list()) == 1 + 2
-    for store in stores:
-        store.close()
+        for store in stores:
+            store.close()
+        eventually(lambda: len(client.client_list()) == 1)
