@@ -21,10 +21,8 @@ from langchain_retryrouter import (
     cli,
 )
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
-from tests.unit_tests.one_loop import OneLoop, calls
+from tests.unit_tests.conftest import Twin
 from tests.unit_tests.router.anthropic_wire import ANSWER, MODEL
-
-__all__ = ["calls"]
 
 KEY = "sk-proj-of-the-environment-1"
 
@@ -46,14 +44,19 @@ model = "openai:gpt-4o"
 name = "cheap"
 api_key_env = "KEY_OF_THE_TEAM"
 weight = 2
-params = { base_url = "URL/v1", max_retries = 0, temperature = 0 }
 options = { seed = 1 }
+[routes.params]
+base_url = "URL/v1"
+max_retries = 0
+temperature = 0
+default_headers = { connection = "close" }
 
 [[routes]]
 model = "anthropic:MODEL"
 [routes.params]
 base_url_env = "CLAUDE_URL"
 api_key_env = "KEY_OF_THE_TEAM"
+default_headers = { connection = "close" }
 """
 
 
@@ -172,11 +175,10 @@ def test_a_missing_package_is_named(
 
 
 def test_a_file_of_each_format_is_the_same_router(
-    calls: OneLoop, source: Any, gateway: FaultyGateway, clock: FakeClock
+    twin: Twin, source: Any, gateway: FaultyGateway, clock: FakeClock
 ) -> None:
     """Fields, routes, keys and options are what the file says, and fail over."""
     router = RetryRouter.from_config(source, clock=clock)
-    calls.closes(*(route.model for route in router.routes))
     assert router.retry_policy == RetryPolicy(max_retries=1, jitter=False)
     assert router.stream_recovery == "error"
     assert router.budget is not None
@@ -185,7 +187,7 @@ def test_a_file_of_each_format_is_the_same_router(
     cheap, claude = router.routes
     assert (cheap.name, cheap.weight, cheap.options) == ("cheap", 2, {"seed": 1})
     gateway.script(Status(503), Status(503))
-    answer = calls.invoke(router, "hi")
+    answer = twin.invoke(router, "hi")
     assert answer.response_metadata["retryrouter"]["route"] == MODEL == claude.name
     sent = gateway.requests[0]
     assert sent.headers["authorization"] == f"Bearer {KEY}"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+import openai
 import pytest
 from langchain_openai import ChatOpenAI
 from opentelemetry.sdk.metrics import MeterProvider
@@ -38,7 +39,11 @@ def gpt_router(gateway: FaultyGateway, name: str = "gpt-4", **fields: Any) -> GP
 
 
 def chat_openai(gateway: FaultyGateway, name: str, **fields: Any) -> ChatOpenAI:
-    return models.chat_openai(gateway, name, stream_usage=True, **fields)
+    """A model whose async client is its own, so that a test can close it."""
+    client = openai.DefaultAsyncHttpxClient()
+    return models.chat_openai(
+        gateway, name, stream_usage=True, http_async_client=client, **fields
+    )
 
 
 def router_of(
