@@ -90,11 +90,6 @@ _BY_NAME: Final = {
 }
 
 
-def new_error(kind: FailureKind, message: str) -> RetryRouterError:
-    """An error for an answer that came with status 200 and is not an answer."""
-    return OPENAI_ERRORS[kind](message)
-
-
 class TypedErrors:
     """A context that raises exceptions as the classes above, without credentials.
 

@@ -17,7 +17,7 @@ from langchain_core.outputs import GenerationChunk
 
 from langchain_retryrouter import _json
 from langchain_retryrouter._http import SSEParser
-from langchain_retryrouter._openai.errors import OPENAI_ERRORS, new_error
+from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 from langchain_retryrouter._providers.errors import read_event
 from langchain_retryrouter._providers.finish_reasons import kind_of
 from langchain_retryrouter._retry.streaming import ChunkInfo
@@ -170,7 +170,8 @@ def raise_for_page(response: Any) -> NoReturn:
 
 def _raise_malformed(what: str) -> NoReturn:
     """Raise the error for an answer that does not follow the protocol."""
-    raise new_error(FailureKind.MALFORMED, f"the provider sent {what}")
+    msg = f"the provider sent {what}"
+    raise OPENAI_ERRORS[FailureKind.MALFORMED](msg)
 
 
 def _excerpt(text: Any) -> str:
@@ -190,7 +191,7 @@ def _raise_reported(thing: Any, event: str = "message") -> None:
         reason = get(choice, "finish_reason")
         if _has_failed(reason):
             message = f"the provider ended the answer with finish_reason {reason!r}"
-            raise new_error(FailureKind.SERVER_ERROR, message)
+            raise OPENAI_ERRORS[FailureKind.SERVER_ERROR](message)
 
 
 def _has_failed(reason: Any) -> bool:
@@ -489,7 +490,7 @@ class NonText:
         elif content and all(one.is_filtered and not one.has_text for one in content):
             message = "a content filter removed the whole answer"
         if message:
-            error = new_error(kind, message)
+            error = OPENAI_ERRORS[kind](message)
             error.attempts = error.attempts if attempts is None else attempts
             raise error
 

@@ -807,20 +807,8 @@ def tracing_params(model: BaseChatModel, /, **kwargs: Any) -> LangSmithParams:
     return model._get_ls_params(**kwargs)  # noqa: SLF001 - an extension point
 
 
-def provider_of(model: BaseChatModel) -> str:
-    """The provider of a model, by the name that its integration gives it.
-
-    Bedrock's two APIs have blocks of their own, and one name for tracers.
-    """
-    named = tracing_params(model).get("ls_provider")
-    name = family(named or type(model).__module__.partition(".")[0])
-    is_converse = "converse" in model._llm_type or (  # noqa: SLF001 - an extension point
-        getattr(model, "beta_use_converse_api", None) is True
-    )
-    return "bedrock_converse" if name == "bedrock" and is_converse else name
-
-
 def family(provider: str) -> str:
+    """The one name for a provider that has several."""
     name = provider.lower()
     return _SAME.get(name, name)
 
@@ -834,7 +822,14 @@ def reader_of(model: BaseChatModel) -> Reader:
             value = value.get_secret_value()
         if value is not None:
             found.append((name, value if isinstance(value, str) else id(value)))
-    provider = provider_of(model)
+    named = tracing_params(model).get("ls_provider")
+    provider = family(named or type(model).__module__.partition(".")[0])
+    if provider == "bedrock" and (
+        "converse" in model._llm_type  # noqa: SLF001 - an extension point
+        or getattr(model, "beta_use_converse_api", None) is True
+    ):
+        # Bedrock's two APIs have blocks of their own, and one name for tracers.
+        provider = "bedrock_converse"
     media: bool | None = (model.profile or {}).get("image_tool_message")
     if provider == "openai":
         # The profile speaks of the Responses API; both APIs take them from the user.

@@ -1,5 +1,6 @@
 """What the public classes say of arguments that they refuse."""
 
+import functools
 import inspect
 import math
 import traceback
@@ -87,28 +88,29 @@ def test_no_refused_argument_shows_a_key(cls: Any) -> None:
     assert not [m for name, m in messages if name not in m and name not in own_names]
 
 
+# Types are not checked: they are mistaken.
+new_router: Any = RetryRouter
+new_embeddings: Any = EmbeddingsRouter
+NO_DATA: Final = {"key": KEY, "other": object()}
 MISTAKES: Final[dict[str, Any]] = {
-    "no list": lambda: RetryRouter(routes=CARELESS),  # type: ignore[arg-type]
-    "a dict of models": lambda: RetryRouter(routes={"first": CARELESS}),  # type: ignore[arg-type]
-    "a dict for a route": lambda: RetryRouter(
-        routes=[{"model": "openai:m", "api_key": KEY}]  # type: ignore[list-item]
+    "no list": lambda: new_router(routes=CARELESS),
+    "a dict of models": lambda: new_router(routes={"first": CARELESS}),
+    "a dict for a route": lambda: new_router(
+        routes=[{"model": "openai:m", "api_key": KEY}]
     ),
-    "a chain": lambda: RetryRouter(routes=[CARELESS | (lambda answer: answer)]),  # type: ignore[list-item]
-    "a number beside it": lambda: RetryRouter(routes=[CARELESS], max_cost=-1),
+    "a chain": lambda: new_router(routes=[CARELESS | (lambda answer: answer)]),
+    "a number beside it": lambda: new_router(routes=[CARELESS], max_cost=-1),
     "bound": lambda: Route(model=MODEL.bind(api_key=KEY), weight=-1),  # type: ignore[arg-type]
     "key twice": lambda: Route.pool(MODEL, api_keys=[KEY, KEY]),
     "pool": lambda: Route.pool("openai:m", api_keys=[KEY], bogus=1),
-    "embeddings: no list": lambda: EmbeddingsRouter(routes=CARELESS),  # type: ignore[arg-type]
-    "embeddings: a chat model": lambda: EmbeddingsRouter(routes=[CARELESS]),  # type: ignore[list-item]
-    "port": lambda: GPTRouter(**GATEWAY, gpt_router_api_base=URL + ":port"),
-    "slash in the password": lambda: GPTRouter(
-        **GATEWAY, gpt_router_api_base=f"http://user:{KEY}/{KEY}@host"
-    ),
-    "key for an address": lambda: GPTRouter(**GATEWAY, gpt_router_api_base=KEY),
+    "embeddings: no list": lambda: new_embeddings(routes=CARELESS),
+    "embeddings: a chat model": lambda: new_embeddings(routes=[CARELESS]),
+    **{
+        address: functools.partial(GPTRouter, **GATEWAY, gpt_router_api_base=address)
+        for address in (URL + ":port", f"http://user:{KEY}/{KEY}@host", KEY)
+    },
     "config": lambda: RetryRouter.from_config({"routes": [], "api_key": KEY}),
-    "no data": lambda: RetryRouter(
-        routes=[CARELESS], metadata={"key": KEY, "other": object()}
-    ).to_config(),
+    "no data": lambda: new_router(routes=[CARELESS], metadata=NO_DATA).to_config(),
     "config with a store": lambda: RetryRouter.from_config(
         {"routes": ["openai:m"], "store": URL}
     ),

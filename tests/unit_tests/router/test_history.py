@@ -27,7 +27,7 @@ from langchain_retryrouter import (
     RetryRouter,
 )
 from langchain_retryrouter._providers.history import fit_history, foreign_response_id
-from langchain_retryrouter._providers.integrations import Reader, provider_of, reader_of
+from langchain_retryrouter._providers.integrations import Reader, reader_of
 from langchain_retryrouter.testing import Answer, FaultyGateway, Status
 
 from .attempts import WAYS, Way, ask
@@ -459,7 +459,7 @@ def test_the_provider_of_a_model() -> None:
     own = GPTRouterModel(name="gpt-4o", provider_name="openai")
     router = GPTRouter(models_priority_list=[own], gpt_router_api_key=key)
     fake = GenericFakeChatModel(messages=iter(()))
-    found = [provider_of(model) for model in (azure, router, fake)]
+    found = [reader_of(model).provider for model in (azure, router, fake)]
     assert found == ["openai", "gptrouter", "genericfakechatmodel"]
 
 
