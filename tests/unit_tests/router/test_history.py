@@ -450,6 +450,17 @@ def test_the_id_of_another_accounts_response_is_not_sent() -> None:
     assert foreign_response_id("resp_2", history, Reader("anthropic"), AUTHORS)
 
 
+class Converse(GenericFakeChatModel):
+    """As `ChatBedrockConverse` names itself."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "amazon_bedrock_converse_chat"
+
+    def _get_ls_params(self, *_: Any, **__: Any) -> Any:
+        return {"ls_provider": "amazon_bedrock"}
+
+
 def test_the_provider_of_a_model() -> None:
     """Each integration's provider is named as its messages name their author."""
     key = SecretStr("any")
@@ -458,9 +469,10 @@ def test_the_provider_of_a_model() -> None:
     )
     own = GPTRouterModel(name="gpt-4o", provider_name="openai")
     router = GPTRouter(models_priority_list=[own], gpt_router_api_key=key)
-    fake = GenericFakeChatModel(messages=iter(()))
-    found = [reader_of(model).provider for model in (azure, router, fake)]
-    assert found == ["openai", "gptrouter", "genericfakechatmodel"]
+    fakes = [cls(messages=iter(())) for cls in (GenericFakeChatModel, Converse)]
+    found = [reader_of(model).provider for model in (azure, router, *fakes)]
+    assert found[:3] == ["openai", "gptrouter", "genericfakechatmodel"]
+    assert found[3] == "bedrock_converse"
 
 
 # Whatever comes.
