@@ -349,8 +349,8 @@ def _amazons_name(body: Mapping[str, Any]) -> str | None:
 def _facts_in(body: Any, depth: int = 0) -> Mapping[str, Any]:
     """The object that describes the error, wherever the provider nests it."""
     body = _parsed(body)
-    if isinstance(body, list) and body:  # Google's, of a stream.
-        body = body[0]
+    if isinstance(body, list) and body and depth <= _DEEPEST:  # Google's, of a stream.
+        return _facts_in(body[0], depth + 1)
     if depth > _DEEPEST or not isinstance(body, Mapping):
         return {}
     if name := _amazons_name(body):

@@ -39,6 +39,19 @@ def test_an_event_is_an_error_or_not(entry: dict[str, Any]) -> None:
         assert (report and report.kind) == entry["kind"]
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [one for one in DATA["events"] if one["kind"] and "error" in one["data"]],
+    ids=lambda entry: entry["name"],
+)
+def test_an_error_is_found_inside_lists(entry: dict[str, Any]) -> None:
+    """Google's are in a list; a proxy that gathers what it got makes a list of it."""
+    for data in ([entry["data"]], [[entry["data"]]], [json.dumps([entry["data"]])]):
+        report = read_event(data, "error")
+        assert report is not None
+        assert report.kind == entry["kind"]
+
+
 @pytest.mark.parametrize("way", WAYS[1::2], ids=str)
 @pytest.mark.parametrize(
     "entry",
