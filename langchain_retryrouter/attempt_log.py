@@ -202,7 +202,8 @@ class AttemptLog:
                 continue
             has_answer = log.outcome in {"ok", "cached"} and not is_error
             answered += has_answer
-            attempts += len(log._sent)
+            sent = sum(line.get("attempt") is not None for line in log.attempts)
+            attempts += sent
             waited += log.waited
             outcomes = [str(line.get("outcome")) for line in log.attempts]
             failures.update(
@@ -213,7 +214,7 @@ class AttemptLog:
                 costs.append(log.cost)
                 is_estimate = is_estimate or log.cost_is_estimate
             else:
-                without_cost += bool(log._sent)
+                without_cost += bool(sent)
         return AttemptSummary(
             calls=calls,
             answered=answered,

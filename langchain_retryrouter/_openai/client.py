@@ -282,13 +282,16 @@ class SDKResource:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.settings, self._path)
 
+    @property
+    def identity(self) -> Hashable:
+        """What equal resources have in common."""
+        return self._clients, self._path
+
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, SDKResource):
-            return False
-        return self._clients is other._clients and self._path == other._path
+        return isinstance(other, SDKResource) and self.identity == other.identity
 
     def __hash__(self) -> int:
-        return hash((self._clients, self._path))
+        return hash(self.identity)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.settings.sdk_class}().{self._path}>"
