@@ -355,9 +355,12 @@ class BaseRouterCall:
     def _attempt_log(self) -> dict[str, Any]:
         """The call so far, as JSON-able data."""
         log, records = self._state.attempt_log(), self._state.records
+        costs = []
         for line, record in zip(log["attempts"], records, strict=True):
-            line.update(self._facts_of(record)[0])
-        write_costs(log, [self._costs.price(r, *self._facts_of(r)) for r in records])
+            facts, received = self._facts_of(record)
+            line.update(facts)
+            costs.append(self._costs.price(record, facts, received))
+        write_costs(log, costs)
         return log
 
     def _cost_of(self, record: AttemptRecord) -> float | None:
