@@ -339,7 +339,7 @@ class ModelList:
     ) -> None:
         """Note which model answered an attempt, streamed or `whole`, and what it says.
 
-        What answers is remembered, and told to the call's attempt log and observers.
+        What answers is remembered, and noted for the attempt log and the observers.
         """
         reader = self._reader
         if whole is not None and whole.choices:
@@ -755,8 +755,8 @@ def read_error_event(event: Mapping[str, Any]) -> RetryRouterError:
     if not isinstance(message, str):
         message = "the gateway reported an error without a message"
     words = message.lower()
-    told = [row[1:] for row in _MESSAGES if re.match(row[0], words)]
-    kind, may_have_run = told[0] if told else (None, True)
+    known = (row[1:] for row in _MESSAGES if re.match(row[0], words))
+    kind, may_have_run = next(known, (None, True))
     # The gateway puts its provider's status before the message.
     status = _LEADING_STATUS.match(message)
     status_code = int(status[1]) if status else None

@@ -106,7 +106,7 @@ class MemoryStore(OneForAll):
             ]
 
     def _expire(self) -> int:
-        """Forget what nobody has used for too long; the time now."""
+        """Forget records that were not used for too long; the time now."""
         now = _BEGIN + int(self._monotonic() * 1000)
         for key in [key for key, at in self._expires.items() if at <= now]:
             del self._records[key], self._expires[key]
