@@ -93,7 +93,8 @@ class ListedPrices:
             ("output_token_details", {"audio": "output_audio_tokens"}),
         ):
             given = usage.get(name)
-            given = given if isinstance(given, Mapping) else {}
+            if not isinstance(given, Mapping):
+                continue
             found = {theirs: given.get(ours) for ours, theirs in names.items()}
             details |= {n: c for n, c in found.items() if type(c) is int and c > 0}
         if self.plain is not None and not details:

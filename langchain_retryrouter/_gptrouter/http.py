@@ -127,19 +127,21 @@ def ssl_context() -> ssl.SSLContext:
 _NO_RETRIES: Final = urllib3.Retry(total=False, redirect=False)
 _lock = threading.Lock()
 # By process as well, since two processes on one socket read each other's responses.
-_managers: dict[tuple[int, Origin], urllib3.PoolManager] = {}
+_pools: dict[tuple[int, Origin], urllib3.HTTPConnectionPool | urllib3.ProxyManager] = {}
 
 
 def post(request: Request) -> urllib3.BaseHTTPResponse:
     """Send a request; the response, its body unread, has to be closed."""
-    key = (os.getpid(), request.origin)
-    manager = _managers.get(key)
-    if manager is None:
+    origin = request.origin
+    key = (os.getpid(), origin)
+    pool = _pools.get(key)
+    if pool is None:
         with _lock:
-            manager = _managers.setdefault(key, _new_manager(request.origin))
-    response = manager.urlopen(
+            pool = _pools.setdefault(key, _new_pool(origin))
+    root = "" if origin.proxy else f"{origin.scheme}://{origin.netloc}"
+    response = pool.urlopen(
         "POST",
-        request.url,
+        request.url[len(root) :],
         headers=request.headers,
         body=request.body,
         timeout=urllib3.Timeout(connect=request.connect, read=request.read),
@@ -153,12 +155,13 @@ def post(request: Request) -> urllib3.BaseHTTPResponse:
     return response
 
 
-def _new_manager(origin: Origin) -> urllib3.PoolManager:
+def _new_pool(origin: Origin) -> urllib3.HTTPConnectionPool | urllib3.ProxyManager:
     settings: dict[str, Any] = {"maxsize": _KEPT_CONNECTIONS, "retries": False}
     if origin.scheme == "https":
         settings["ssl_context"] = ssl_context()
     if origin.proxy is None:
-        return urllib3.PoolManager(**settings)
+        root = f"{origin.scheme}://{origin.netloc}"
+        return urllib3.connection_from_url(root, **settings)
     parts = urlsplit(origin.proxy)
     credentials = None
     if parts.username is not None:
@@ -196,9 +199,9 @@ def drain(response: urllib3.BaseHTTPResponse) -> None:
 def close_connections(origin: Origin) -> None:
     """Close the process's idle connections to `origin`; calls under way finish."""
     with _lock:
-        manager = _managers.pop((os.getpid(), origin), None)
-    if manager is not None:
-        manager.clear()
+        _pools.pop(
+            (os.getpid(), origin), None
+        )  # The last call that holds it closes it.
 
 
 # --- async --------------------------------------------------------------------------
