@@ -2,6 +2,7 @@
 
 Each class is one of `langchain_retryrouter.errors` and the exception that the SDK's
 client raises in the same place, so that `except` clauses written for either catch it.
+Where the SDK has none, as for a lost connection, it is ours.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ from gpt_router import exceptions
 from langchain_retryrouter import errors
 from langchain_retryrouter.failures import FailureKind
 
-_SDK_CLASSES: Final[dict[type[errors.RetryRouterError], type[Exception] | None]] = {
+_SDK_CLASSES: Final[dict[type[errors.RetryRouterError], type[Exception]]] = {
     errors.AuthenticationError: exceptions.GPTRouterUnauthorizedError,
     errors.PermissionDeniedError: exceptions.GPTRouterForbiddenError,
-    errors.NotFoundError: None,
     errors.InvalidRequestError: exceptions.GPTRouterBadRequestError,
     errors.ContextLengthError: exceptions.GPTRouterBadRequestError,
     errors.ContentFilterError: exceptions.GPTRouterBadRequestError,
@@ -27,25 +27,23 @@ _SDK_CLASSES: Final[dict[type[errors.RetryRouterError], type[Exception] | None]]
     errors.MalformedResponseError: exceptions.GPTRouterInternalServerError,
     errors.APITimeoutError: exceptions.GPTRouterApiTimeoutError,
     errors.CircuitOpenError: exceptions.GPTRouterNotAvailableError,
-    errors.APIConnectionError: None,
     errors.StreamInterruptedError: exceptions.GPTRouterStreamingError,
 }
 _KINDS: Final = {
     # Of several kinds with one class of the SDK, the first.
-    **{theirs: ours.kind for ours, theirs in reversed(_SDK_CLASSES.items()) if theirs},
+    **{theirs: ours.kind for ours, theirs in reversed(_SDK_CLASSES.items())},
     exceptions.GPTRouterStreamingError: FailureKind.SERVER_ERROR,
 }
 
 
-def _new_class(ours: type[Any], theirs: type[Exception] | None) -> type[Any]:
+def _both(ours: type[Any], theirs: type[Exception]) -> type[Any]:
     name = f"GPTRouter{ours.__name__.removeprefix('API')}"
-    bases = (ours,) if theirs is None else (ours, theirs)
-    return type(name, bases, {"__module__": __name__, "__doc__": ours.__doc__})
+    return type(name, (ours, theirs), {"__module__": __name__, "__doc__": ours.__doc__})
 
 
 GPT_ROUTER_ERRORS: Final[errors.ErrorFamily] = {
-    FailureKind.CONFLICT: errors.ConflictError,
-    **{ours.kind: _new_class(ours, theirs) for ours, theirs in _SDK_CLASSES.items()},
+    **errors.BASE_ERRORS,
+    **{ours.kind: _both(ours, theirs) for ours, theirs in _SDK_CLASSES.items()},
 }
 
 

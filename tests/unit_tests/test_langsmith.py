@@ -114,7 +114,7 @@ def test_each_retry_is_an_event_of_its_run(twin: Twin, trace: Trace, way: str) -
     }
     assert (second["attempt"], third["attempt"]) == (2, 3)
     assert second["exception_type"] == "GPTRouterRateLimitError"
-    assert third["exception_type"] == "GPTRouterConnectionError"
+    assert third["exception_type"] == "APIConnectionError"
     assert third["slept"] == sum(trace.clock.sleeps)
     names = [event["name"] for event in run["events"]]
     assert names[:4] == ["start", "retry", "retry", "retry"]

@@ -234,5 +234,5 @@ def test_each_retry_is_one_line_of_the_log(
     assert {record.levelname for record in caplog.records} == {"WARNING"}
     assert caplog.messages == [
         failed % (1, "GPTRouterRateLimitError, 429") + " 3.00 s",
-        failed % (2, "GPTRouterConnectionError") + " 1.00 s",
+        failed % (2, "APIConnectionError") + " 1.00 s",
     ]
