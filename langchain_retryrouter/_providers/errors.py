@@ -475,8 +475,9 @@ _BY_EXACT_NAME: Final = {
     "MidStreamFallbackError": FailureKind.INTERRUPTED,
 }
 _STATUS_IN_TEXT: Final = (
-    re.compile(  # ChatNVIDIA's
-        r"(?s)(?:\[|Error code: )(?P<status>[45]\d\d)\b\]?(?: - )?(?P<body>.*)"
+    re.compile(  # "API error 429: {...}", "HTTP 502 ...", and ChatNVIDIA's "[503] ..."
+        r"(?is)(?:\[|.{0,100}?\b(?:error|http|status)(?:[ _]?code)?\W{1,3})"
+        r"(?P<status>[45]\d\d)\b[\]\s:-]*(?P<body>.*)"
     ),
     re.compile(  # ChatWatsonx's
         r"(?s)Request failed with: \(?(?P<body>.*?)\s\(?(?P<status>[45]\d\d)\)\s*$"
@@ -512,12 +513,16 @@ _OF_ANSWERS: Final = re.compile(  # The titles of pydantic's models.
 def _causes(
     step: BaseException | None, *, deep: bool = False
 ) -> Iterator[BaseException]:
-    """An exception, and what it was raised `from`; `deep`: or in place of."""
+    """An exception, and what it was raised `from`; `deep`: or in place of.
+
+    Of a group it is the first exception in it, as a client with tasks raises one.
+    """
     seen: set[int] = set()
     while step is not None and id(step) not in seen:
         seen.add(id(step))
         yield step
-        step = step.__cause__ or (step.__context__ if deep else None)
+        inner = step.exceptions[0] if isinstance(step, BaseExceptionGroup) else None
+        step = step.__cause__ or inner or (step.__context__ if deep else None)
 
 
 def _read_causes(
@@ -630,26 +635,26 @@ def _read_answer(error: BaseException, unix_time: float) -> ErrorReport | None:
 
 
 def _status_of(error: BaseException, response: Any, *, is_sdks: bool) -> int | None:
-    own = safe_getattr(error, "status_code")
-    if _is_status(own, _OK):
-        return int(own)
-    if is_sdks:
-        return None  # Its `code` is the provider's: openai 2 leaves a number one.
+    own = _as_status(safe_getattr(error, "status_code"), _OK)
+    if own is not None or is_sdks:
+        return own  # An SDK's `code` is the provider's: openai 2 leaves a number one.
     # langchain-openai hangs the response, a 200, on whatever goes wrong later.
-    status = safe_getattr(response, "status_code")
-    if _is_status(status, _REDIRECT):
-        return int(status)
+    places = [(response, "status_code"), (response, "status")]
+    places += [(error, "http_status"), (error, "status")]
     # aiohttp's TransferEncodingError has the code 400, and is a cut body.
     evidence = ("headers", "response", "details", "errors")
-    if all(safe_getattr(error, name) is None for name in evidence):
-        return None
-    others = (safe_getattr(error, "status"), safe_getattr(error, "code"))
-    return next((int(one) for one in others if _is_status(one, _REDIRECT)), None)
+    if any(safe_getattr(error, name) is not None for name in evidence):
+        places.append((error, "code"))
+    found = (_as_status(safe_getattr(one, name), _REDIRECT) for one, name in places)
+    return next((status for status in found if status is not None), None)
 
 
-def _is_status(value: Any, least: int) -> bool:
+def _as_status(value: Any, least: int) -> int | None:
+    """The HTTP status that a value is, as a number or as text, from `least` on."""
+    if isinstance(value, str) and re.fullmatch("[1-5][0-9]{2}", value):
+        value = int(value)
     is_number = isinstance(value, int) and not isinstance(value, bool)
-    return is_number and least <= value < _END_OF_STATUSES
+    return int(value) if is_number and least <= value < _END_OF_STATUSES else None
 
 
 def _headers_of(error: BaseException, response: Any, status: int | None) -> Any:
@@ -679,9 +684,14 @@ def _body_of(error: BaseException, response: Any) -> Any:
         content = safe_getattr(response, "content")
         if isinstance(content, bytes) and content:
             return content
-    begin = str(error).find("{")
-    inner = _parsed(str(error)[begin:]) if begin >= 0 else None
-    return inner if isinstance(inner, Mapping) else None
+    return _object_in(str(error))
+
+
+def _object_in(text: str) -> Mapping[str, Any] | None:
+    """The JSON object, or the `repr` of a dict, with which a text ends."""
+    begin = text.find("{")
+    body = _parsed(text[begin:]) if begin >= 0 else None
+    return body if isinstance(body, Mapping) else None
 
 
 def _plain(detail: Any) -> Any:
@@ -721,8 +731,11 @@ def _from_class(kind: FailureKind, error: BaseException) -> ErrorReport:
 def _read_text(error: BaseException) -> ErrorReport | None:
     """What an exception without any facts says by its text or its arguments."""
     text = str(error)
-    if text.startswith("{") and isinstance(body := _parsed(text), Mapping):
+    body = _object_in(text)
+    if body is not None and text.startswith("{"):
         return read_event({"error": body})  # Hugging Face's
+    if _is_error(body):  # Behind a sentence of the integration's.
+        return read_event(body)
     body = _parsed(reason := safe_getattr(error, "reason"))  # ChatWatsonx's
     if isinstance(reason, str) and _is_error(body):
         return read_event(body)

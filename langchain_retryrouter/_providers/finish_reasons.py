@@ -40,8 +40,8 @@ _REASON_FIELDS: Final = (
 _TELLING_FIELDS: Final = frozenset({*_REASON_FIELDS, "object", "prompt_feedback"})
 # The final states of OpenAI's Responses API that come with an answer.
 _FINAL_STATES: Final = frozenset({"completed", "incomplete"})
-# "Not yet", as Google, Alibaba and IBM say it.
-_NO_REASON: Final = frozenset({"finish_reason_unspecified", "null", "not_finished"})
+# "Not yet", as Alibaba, Python, IBM and Google say it.
+_NO_REASON: Final = ("null", "none", "not_finished", "unspecified")
 # By the words of a reason in lower case, so that it holds for providers that are not
 # known: the first match counts, and a reason without a match is a good end. Sources:
 # the enumerations of OpenAI, Anthropic, Google, Amazon, Cohere, Mistral, DeepSeek, IBM,
@@ -79,7 +79,7 @@ def reason_in(facts: Mapping[str, Any]) -> str | None:
         for name in _REASON_FIELDS
         if isinstance(reason := facts.get(name), str)
         and reason
-        and reason.lower() not in _NO_REASON
+        and not reason.lower().endswith(_NO_REASON)
     ]
     if facts.get("object") == "response" and facts.get("status") in _FINAL_STATES:
         details = facts.get("incomplete_details")
@@ -166,30 +166,17 @@ class StreamCheck:
                 failed.
         """
         self.saw_chunk = True
-        message = chunk.message
-        if (
-            type(message.content) is str
-            and message.content
-            and not (
-                message.additional_kwargs
-                or message.response_metadata
-                or chunk.generation_info
-            )
-        ):
-            # Text alone, as nearly every chunk.
-            self._saw_token = True
-            self._is_empty = self._is_empty and message.content.isspace()
-            return ChunkInfo(text=message.content, is_token=True)
+        message, content = chunk.message, chunk.message.content
         if refusal := _refusal_in(message):
             self._refusal += refusal
             return None
-        content = message.content
+        calls = getattr(message, "tool_call_chunks", ())
         # A token is what, once handed over, cannot be taken back; `additional_kwargs`
         # have legacy calls and thoughts.
         is_token = bool(
-            getattr(message, "tool_call_chunks", None)
+            (content if isinstance(content, str) else any(map(_holds, content)))
+            or calls
             or any(message.additional_kwargs.values())
-            or (content if isinstance(content, str) else any(map(_holds, content)))
         )
         is_end, reason = False, _reason_of(chunk)
         if reason is not None:
@@ -199,7 +186,7 @@ class StreamCheck:
         if is_token:
             self._saw_token = True
             self._is_empty = self._is_empty and not has_answer(message)
-            for call in getattr(message, "tool_call_chunks", ()):
+            for call in calls:
                 # Without an index each chunk is a call of its own.
                 index = call.get("index")
                 place = object() if index is None else index
@@ -215,11 +202,6 @@ class StreamCheck:
                 is_end = True
         text = content if isinstance(content, str) else str(message.text)
         return ChunkInfo(text=text, is_token=is_token, is_end=is_end)
-
-    def release(self) -> list[ChatGenerationChunk]:
-        """The chunks that were kept back, to be handed over now."""
-        held, self.held = self.held, []
-        return held
 
     def end(self) -> ChunkInfo:
         """The stream is over without an error: whether the answer is whole.
@@ -316,13 +298,16 @@ def _check_whole(
         )
         raise StreamInterruptedError(msg)
     for name, arguments in calls:
+        wrong = "an object is expected"
         try:
-            json.loads(arguments or "{}", strict=False)
+            read = json.loads(arguments or "{}", strict=False)
         except (TypeError, ValueError) as error:
-            msg = f"the arguments of {name} are not JSON: {error}: {arguments}"
+            read, wrong = arguments, str(error)
+        if not isinstance(read, dict | None):
+            msg = f"the arguments of {name} are not JSON: {wrong}: {arguments}"
             if is_short:
-                raise LengthLimitError(msg) from None
-            raise MalformedResponseError(msg, code="invalid_tool_call") from None
+                raise LengthLimitError(msg)
+            raise MalformedResponseError(msg, code="invalid_tool_call")
     if is_empty and not is_short:
         msg = "the answer is empty: no text and no tool call"
         raise MalformedResponseError(msg, code="empty")

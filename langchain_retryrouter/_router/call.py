@@ -697,7 +697,7 @@ class BaseRouterCall:
         if self._needs_whole:
             info = info._replace(is_end=False)  # Its judges have the last word.
         event = StreamEvent(chunk, info)
-        return (*self._held(check), event) if check.held else (event,)
+        return (*self._released(check), event) if check.held else (event,)
 
     @staticmethod
     def _new_check(attempt: RouteAttempt) -> StreamCheck:
@@ -714,11 +714,13 @@ class BaseRouterCall:
             attempt.prefix.end()
         if check.reason is not None:
             attempt.route.learn_reason("stream")
-        return (*self._held(check), StreamEvent(None, info))
+        return (*self._released(check), StreamEvent(None, info))
 
     @staticmethod
-    def _held(check: StreamCheck) -> list[StreamEvent]:
-        return [StreamEvent(chunk, _NO_INFO) for chunk in check.release()]
+    def _released(check: StreamCheck) -> list[StreamEvent]:
+        """The chunks that were kept back."""
+        held, check.held = check.held, []
+        return [StreamEvent(chunk, _NO_INFO) for chunk in held]
 
 
 class RouterCall(BaseRouterCall):

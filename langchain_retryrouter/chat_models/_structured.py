@@ -6,12 +6,14 @@ written for another chat model work here too.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import ge, gt, itemgetter, le, lt
+from operator import ge, gt, itemgetter, le, lt, pos
 from typing import Any, Final, Literal, TypeAlias, get_args
+from urllib.parse import unquote
 
 from langchain_core.language_models.base import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
@@ -174,10 +176,10 @@ _TYPES: Final[Mapping[type, str]] = {
     float: "number",
 }
 _LIMITS: Final[Mapping[str, tuple[Any, Callable[[Any], Any], Callable[..., bool]]]] = {
-    "minimum": ((int, float), float, ge),
-    "maximum": ((int, float), float, le),
-    "exclusiveMinimum": ((int, float), float, gt),
-    "exclusiveMaximum": ((int, float), float, lt),
+    "minimum": ((int, float), pos, ge),
+    "maximum": ((int, float), pos, le),
+    "exclusiveMinimum": ((int, float), pos, gt),
+    "exclusiveMaximum": ((int, float), pos, lt),
     "minLength": (str, len, ge),
     "maxLength": (str, len, le),
     "minItems": (list, len, ge),
@@ -259,13 +261,15 @@ class OutputFormat:
         return data
 
     def _misfits(self, value: Any, schema: Any, place: str) -> Iterator[str]:
-        """Where `value` does not fit the JSON schema, as far as it uses usual words."""
+        """Where `value` does not fit the JSON schema, as far as it uses usual words.
+
+        What is not understood, such as a pattern of JavaScript's, is not checked: a
+        good answer is not to fail because of it.
+        """
         if not isinstance(schema, Mapping) or (value is None and self._takes_none):
             return
         if isinstance(ref := schema.get("$ref"), str):
-            parts = [part for part in ref.removeprefix("#").split("/") if part]
-            target = functools.reduce(lambda at, part: at[part], parts, self._schema)
-            yield from self._misfits(value, target, place)
+            yield from self._misfits(value, self._at(ref), place)
         for one in schema.get("allOf", ()):
             yield from self._misfits(value, one, place)
         choices = [*schema.get("anyOf", ()), *schema.get("oneOf", ())]
@@ -286,14 +290,19 @@ class OutputFormat:
         if allowed is not None and value not in allowed:
             yield f"{place} must be one of {allowed!r}, not {value!r}"
         for word, (kind, size, is_within) in _LIMITS.items():
-            is_limited = word in schema and isinstance(value, kind)
-            if is_limited and not is_within(size(value), schema[word]):
-                yield f"{place} must have {word} {schema[word]!r}, and is {value!r}"
+            limit = schema.get(word)  # A bool, or a text, is of another draft.
+            is_limited = type(limit) in {int, float} and isinstance(value, kind)
+            if is_limited and not is_within(size(value), limit):
+                yield f"{place} must have {word} {limit!r}, and is {value!r}"
         pattern = schema.get("pattern")
-        if pattern and isinstance(value, str) and not re.search(pattern, value):
-            yield f"{place} must match {pattern!r}, and is {value!r}"
+        if pattern and isinstance(value, str):
+            with contextlib.suppress(re.error):
+                if not re.search(pattern, value):
+                    yield f"{place} must match {pattern!r}, and is {value!r}"
         if isinstance(value, dict):
             known = schema.get("properties", {})
+            if "patternProperties" in schema:
+                schema = {**schema, "additionalProperties": {}}
             for name in schema.get("required", ()):
                 if name not in value:
                     yield f"{place} has no {name!r}"
@@ -306,6 +315,18 @@ class OutputFormat:
             for index, item in enumerate(value):
                 where = f"item {index} of {place}"
                 yield from self._misfits(item, schema.get("items"), where)
+
+    def _at(self, ref: str) -> Any:
+        """What a reference points to; None if that is not known."""
+        parts = unquote(ref).removeprefix("#").split("/")
+        target: Any = self._schema
+        try:
+            for part in filter(None, parts):
+                key = part.replace("~1", "/").replace("~0", "~")
+                target = target[int(key) if isinstance(target, list) else key]
+        except (LookupError, TypeError, ValueError):
+            return None
+        return target
 
     def read_from(
         self, model: Runnable[LanguageModelInput, AIMessage], *, include_raw: bool

@@ -11,6 +11,8 @@ from langchain_retryrouter import GPTRouter, GPTRouterModel
 from langchain_retryrouter.testing import FaultyGateway
 
 KEY: Final = "sk-must-never-be-shown"
+# A model's connections end with its answers, so that none outlives a test and its port.
+CLOSE: Final = {"connection": "close"}
 
 
 def _url(gateway: FaultyGateway | str) -> str:
@@ -18,16 +20,20 @@ def _url(gateway: FaultyGateway | str) -> str:
 
 
 def chat_openai(
-    gateway: FaultyGateway | str, model: str = "gpt-4o", **fields: Any
+    gateway: FaultyGateway | str,
+    model: str = "gpt-4o",
+    *,
+    cls: type[ChatOpenAI] = ChatOpenAI,
+    **fields: Any,
 ) -> ChatOpenAI:
-    """langchain-openai's, without connections that outlive a test and its port."""
+    """langchain-openai's, or a subclass."""
     settings: dict[str, Any] = {
         "model": model,
         "base_url": f"{_url(gateway)}/v1",
         "api_key": SecretStr(KEY),
-        "default_headers": {"connection": "close"},
+        "default_headers": CLOSE,
     }
-    return ChatOpenAI(**{**settings, **fields})
+    return cls(**{**settings, **fields})
 
 
 def gpt_router(

@@ -1,19 +1,17 @@
 """Models of a gateway that fails as scripted, on a clock that does not wait."""
 
-import asyncio
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import openai
 import pytest
 from blockbuster import BlockBuster
 from langchain_openai import ChatOpenAI
-from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryRouter
 from langchain_retryrouter.testing import Answer, FakeClock, FaultyGateway
+from tests.support.models import chat_openai
 from tests.unit_tests.conftest import Twin
 
 from .frames import sum_of
@@ -82,15 +80,6 @@ def old_ways(no_blocking_calls: BlockBuster) -> Iterator[None]:
 # --- routers ---
 
 
-class OneLoopTwin(Twin):
-    """A twin whose async calls share one event loop: `ChatOpenAI` outlives none."""
-
-    runner: asyncio.Runner
-
-    def _run(self, coroutine: Any) -> Any:
-        return self.runner.run(coroutine)
-
-
 @dataclass
 class Pair:
     """Two providers, the first of which is asked first, and routers over them."""
@@ -101,22 +90,10 @@ class Pair:
     primary: FaultyGateway
     backup: FaultyGateway
     clock: FakeClock
-    models: list[ChatOpenAI] = field(default_factory=list)
 
     def model(self, gateway: FaultyGateway, name: str, **fields: Any) -> ChatOpenAI:
         """A model of a provider; it repeats nothing by itself."""
-        model = ChatOpenAI(
-            model=name,
-            base_url=gateway.openai_url,
-            api_key=SecretStr("sk-the-key-of-the-tests"),
-            max_retries=0,
-            stream_usage=True,
-            http_client=openai.DefaultHttpxClient(),
-            http_async_client=openai.DefaultAsyncHttpxClient(),
-            **fields,
-        )
-        self.models.append(model)
-        return model
+        return chat_openai(gateway, name, max_retries=0, stream_usage=True, **fields)
 
     def router(self, **fields: Any) -> RetryRouter:
         if "routes" not in fields:
@@ -145,22 +122,9 @@ def way() -> str:
     return "invoke"
 
 
-@pytest.fixture(params=["sync", "async"])
-def pair(
-    request: pytest.FixtureRequest, way: str, fake_clock: FakeClock
-) -> Iterator[Pair]:
+@pytest.fixture
+def pair(twin: Twin, way: str, fake_clock: FakeClock) -> Iterator[Pair]:
     """Run the test twice: with sync calls, and with async calls."""
-    twin = OneLoopTwin(is_async=request.param == "async")
     text = Answer(TEXT)
-    with (
-        FaultyGateway(answer=text) as primary,
-        FaultyGateway(answer=text) as backup,
-        asyncio.Runner() as runner,
-    ):
-        object.__setattr__(twin, "runner", runner)
-        pair = Pair(twin, way, primary, backup, fake_clock)
-        yield pair
-        for model in pair.models:
-            clients: Any = (model.http_client, model.http_async_client)
-            clients[0].close()
-            runner.run(clients[1].aclose())
+    with FaultyGateway(answer=text) as primary, FaultyGateway(answer=text) as backup:
+        yield Pair(twin, way, primary, backup, fake_clock)

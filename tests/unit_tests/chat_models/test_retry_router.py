@@ -431,9 +431,6 @@ def test_the_losers_connection_is_closed(pair: Pair) -> None:
         await pair.primary.await_for(
             lambda gateway: gateway.requests[0].outcome == "client_left"
         )
-        for model in pair.models:
-            client: Any = model.http_async_client
-            await client.aclose()
 
     asyncio.run(run())
     assert pair.asked() == (1, 1)

@@ -1,4 +1,4 @@
-"""Anthropic's wire format, which `FaultyGateway` does not speak by itself.
+"""Anthropic's model and wire format, which `FaultyGateway` does not speak by itself.
 
 In the forms of docs.claude.com/en/api/errors and docs.claude.com/en/api/streaming.
 """
@@ -6,7 +6,11 @@ In the forms of docs.claude.com/en/api/errors and docs.claude.com/en/api/streami
 import json
 from typing import Any, Final
 
-from langchain_retryrouter.testing import Body, Step
+from langchain_anthropic import ChatAnthropic
+from pydantic import SecretStr
+
+from langchain_retryrouter.testing import Body, FaultyGateway, Step
+from tests.support.models import CLOSE, KEY
 
 # Not a real one: the SDK warns of models that are on their way out.
 MODEL: Final = "claude-of-the-tests"
@@ -20,6 +24,18 @@ ANSWER: Final[dict[str, Any]] = {
     "stop_reason": "end_turn",
     "usage": {"input_tokens": 3, "output_tokens": 2},
 }
+
+
+def chat_anthropic(gateway: FaultyGateway, **fields: Any) -> ChatAnthropic:
+    """`ChatAnthropic`, and a gateway that has an answer for it."""
+    gateway.respond("/v1/messages", ANSWER)
+    settings: dict[str, Any] = {
+        "model": MODEL,
+        "base_url": gateway.url,
+        "api_key": SecretStr(KEY),
+        "default_headers": CLOSE,
+    }
+    return ChatAnthropic(**{**settings, **fields})
 
 
 def problem(kind: str, message: str = "Said by Anthropic.") -> str:

@@ -16,9 +16,9 @@ from langchain_retryrouter import (
     UnavailableError,
 )
 from langchain_retryrouter.testing import Answer, FakeClock, FaultyGateway, Status
+from tests.support.models import chat_openai
 
 from .attempts import WAYS, Way, ask, error_of
-from .models import chat_openai
 
 BACKUP = "The backup's answer."
 

@@ -10,9 +10,10 @@ from langchain_core.tools import tool
 
 from langchain_retryrouter import RetryPolicy, RetryRouter, Route
 from langchain_retryrouter.testing import Answer, FaultyGateway, Status
+from tests.support.models import chat_openai
 from tests.unit_tests.conftest import Twin
 
-from .models import chat_anthropic, chat_openai
+from .anthropic_wire import chat_anthropic
 
 SEARCH = {"type": "web_search_20250305", "name": "web_search"}
 
@@ -45,10 +46,8 @@ def pair() -> Iterator[Pair]:
     """OpenAI's and Anthropic's gateway and model."""
     with FaultyGateway(answer=Answer("a")) as openai, FaultyGateway() as anthropic:
         openai.always(Status(401))
-        models: list[Any] = [chat_openai(openai), chat_anthropic(anthropic)]
+        models = [chat_openai(openai), chat_anthropic(anthropic)]
         yield Pair(openai, anthropic, models)
-        models[0].http_client.close()
-        vars(models[1])["_client"].close()
 
 
 class NoTools(FakeListChatModel):

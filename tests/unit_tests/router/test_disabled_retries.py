@@ -25,13 +25,10 @@ from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, RetryPolicy, RetryRouter, Route
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
-from tests.support.models import chat_openai, gpt_router
+from tests.support.models import CLOSE, KEY, chat_openai, gpt_router
 
+from .anthropic_wire import chat_anthropic
 from .attempts import WAYS, Way, error_of
-
-KEY = SecretStr("sk-any")
-# A model's connections end with its answers, so that nothing has to close them.
-CLOSE = {"connection": "close"}
 
 NewModel = Callable[[FaultyGateway], Any]
 
@@ -44,7 +41,7 @@ def azure(gateway: FaultyGateway) -> AzureChatOpenAI:
     return AzureChatOpenAI(
         azure_deployment="gpt-4o",
         azure_endpoint=gateway.url,
-        api_key=KEY,
+        api_key=SecretStr(KEY),
         api_version="2024-10-21",
         max_retries=4,
         default_headers=CLOSE,
@@ -52,15 +49,7 @@ def azure(gateway: FaultyGateway) -> AzureChatOpenAI:
 
 
 def anthropic(gateway: FaultyGateway, **fields: Any) -> ChatAnthropic:
-    return ChatAnthropic(
-        model_name="claude-of-the-tests",
-        api_key=KEY,
-        base_url=gateway.url,
-        timeout=None,
-        stop=None,
-        default_headers=CLOSE,
-        **{"max_retries": 3, **fields},
-    )
+    return chat_anthropic(gateway, **{"max_retries": 3, **fields})
 
 
 def one_model(gateway: FaultyGateway, **fields: Any) -> GPTRouter:

@@ -1,6 +1,6 @@
 """Which answers are whole, empty, refused or cut, and when a stream is committed."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,10 +29,10 @@ from langchain_retryrouter.testing import (
     ToolCall,
     Truncate,
 )
+from tests.support.models import chat_openai
 
-from .anthropic_wire import END, TEXT, after_the_beginning
+from .anthropic_wire import END, TEXT, after_the_beginning, chat_anthropic
 from .attempts import WAYS, Way, ask, error_of
-from .models import chat_anthropic, chat_openai
 
 STREAMS = [way for way in WAYS if way.is_streaming]
 every_way = pytest.mark.parametrize("way", WAYS, ids=str)
@@ -132,7 +132,8 @@ UNNAMED: list[dict[str, Any]] = [
     *(
         {"finish_reason": reason}
         for reason in (
-            *("", "error", "cancelled", "FINISH_REASON_UNSPECIFIED", "null"),
+            *("", "error", "cancelled", "FINISH_REASON_UNSPECIFIED", "null", "None"),
+            "FinishReason.FINISH_REASON_UNSPECIFIED",
             *("FinishReason.MALFORMED_FUNCTION_CALL", "insufficient_system_resource"),
             *("abort", "UNEXPECTED_TOOL_CALL", "network_error"),
         )
@@ -275,6 +276,35 @@ def test_an_answer_without_text_may_be_whole(way: Way, message: AIMessageChunk) 
 CUT_CALL: dict[str, Any] = {"name": "delete", "args": '{"path": "/srv/a/cac', "id": "1"}
 
 
+@streaming
+@pytest.mark.parametrize(
+    ("first", "rest", "is_whole"),
+    [
+        ('{"a":', "1}", True),
+        ("", "", True),
+        ("[1", "]", False),
+        ('"{}', '"', False),
+        ('{"a":', "", False),
+    ],
+)
+def test_a_tool_call_may_begin_beside_text(
+    way: Way, first: str, rest: str, is_whole: bool
+) -> None:
+    """Its arguments are those of all chunks, and must be an object."""
+    call = tool_call_chunk(name="f", args=first, id="1", index=0)
+    chunks = [
+        chunk("Look. ", tool_call_chunks=[call]),
+        chunk(tool_call_chunks=[tool_call_chunk(args=rest, index=0)]),
+        chunk("", {"finish_reason": "tool_calls"}),
+    ]
+    router = router_of(Scripted(chunks=chunks), stream_recovery="buffer")
+    if is_whole:
+        assert text_of(way, router) == "Look. "
+    else:
+        with pytest.raises(MalformedResponseError, match="arguments of f are not JSON"):
+            raise error_of(way, router)
+
+
 @every_way
 @pytest.mark.parametrize(
     ("reason", "kind"), [("tool_calls", "malformed"), ("length", "length")]
@@ -353,21 +383,12 @@ def test_a_finish_reason_ends_a_stream_of_chat_openai(
         assert text_of(way, router_of(chat_openai(gateway), BACKUP)) == text
 
 
-class OwnStream(ChatOpenAI):
-    """A subclass that streams in its own way, as ChatDeepSeek and ChatXAI do."""
-
-    def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
-        yield from super()._stream(*args, **kwargs)
-
-    async def _astream(
-        self, *args: Any, **kwargs: Any
-    ) -> AsyncIterator[ChatGenerationChunk]:
-        async for chunk in super()._astream(*args, **kwargs):
-            yield chunk
+class OwnModel(ChatOpenAI):
+    """A user's own subclass."""
 
 
 @streaming
-@pytest.mark.parametrize("cls", [ChatOpenAI, OwnStream])
+@pytest.mark.parametrize("cls", [ChatOpenAI, OwnModel])
 def test_a_clean_end_without_a_reason_is_a_cut(way: Way, cls: Any) -> None:
     """ChatOpenAI, and what is made of it, names a reason in every whole stream."""
     with FaultyGateway() as gateway:

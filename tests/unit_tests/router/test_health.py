@@ -16,20 +16,16 @@ from langchain_retryrouter.testing import (
     FaultyGateway,
     Status,
 )
-from tests.unit_tests.one_loop import OneLoop, calls
-
-from .models import OPENAI_KEY, chat_openai
-
-__all__ = ["calls"]
+from tests.support.models import KEY, chat_openai
+from tests.unit_tests.conftest import Twin
 
 ONCE = RetryPolicy(max_retries=0)
 
 
 @pytest.fixture
-def router(calls: OneLoop, gateway: FaultyGateway, clock: FakeClock) -> RetryRouter:
+def router(gateway: FaultyGateway, clock: FakeClock) -> RetryRouter:
     """Two routes at one gateway, told apart by their names."""
     routes = [Route(model=chat_openai(gateway), name=name) for name in ("a", "b")]
-    calls.closes(*(route.model for route in routes))
     return RetryRouter(routes=routes, retry_policy=ONCE, clock=clock)
 
 
@@ -62,7 +58,7 @@ def test_a_new_router_is_healthy(router: RetryRouter, gateway: FaultyGateway) ->
 
 @pytest.mark.parametrize("is_streaming", [False, True], ids=["invoke", "stream"])
 def test_each_attempt_is_counted(
-    calls: OneLoop,
+    twin: Twin,
     router: RetryRouter,
     gateway: FaultyGateway,
     clock: FakeClock,
@@ -70,7 +66,7 @@ def test_each_attempt_is_counted(
 ) -> None:
     """Answers and failures of each route, with the last error's kind and age."""
     gateway.script(Status(503, message="who knows: my prompt"))
-    ask = calls.stream if is_streaming else calls.invoke
+    ask = twin.stream if is_streaming else twin.invoke
     ask(router, "my prompt")
     clock.sleep(5)
     first, second = of(router, "a"), of(router, "b")
@@ -82,15 +78,15 @@ def test_each_attempt_is_counted(
     assert set(second["latency"]) == {"mean", "p50"}
     text = json.dumps(router.health())
     assert "my prompt" not in text
-    assert OPENAI_KEY not in text
+    assert KEY not in text
 
 
 def test_an_open_breaker_is_told_with_its_end(
-    calls: OneLoop, router: RetryRouter, gateway: FaultyGateway, clock: FakeClock
+    twin: Twin, router: RetryRouter, gateway: FaultyGateway, clock: FakeClock
 ) -> None:
     """A route that its breaker keeps out is not healthy until a probe is admitted."""
     gateway.script(Status(429, {"retry-after": "120"}))
-    calls.invoke(router, "hi")
+    twin.invoke(router, "hi")
     found = of(router, "a")
     assert (found["is_healthy"], found["state"]) == (False, "open")
     assert found["open_for"] == pytest.approx(120, abs=1)  # With the jitter.
@@ -102,39 +98,39 @@ def test_an_open_breaker_is_told_with_its_end(
 
 
 def test_a_refused_key_is_not_healthy_for_a_minute(
-    calls: OneLoop, router: RetryRouter, gateway: FaultyGateway, clock: FakeClock
+    twin: Twin, router: RetryRouter, gateway: FaultyGateway, clock: FakeClock
 ) -> None:
     """No breaker counts it; later a request may find out whether it was mended."""
     gateway.always(Status(401))
     with pytest.raises(RetryRouterError):
-        calls.invoke(router, "hi")
+        twin.invoke(router, "hi")
     assert not router.health()["is_healthy"]
     assert of(router, "a")["state"] == "closed"
     clock.sleep(60)
     assert router.health()["is_healthy"]
     gateway.always(Answer("ok"))
-    calls.invoke(router, "hi")
+    twin.invoke(router, "hi")
     assert of(router, "a")["is_healthy"]
 
 
 def test_a_stream_that_broke_off_is_a_failure(
-    calls: OneLoop, router: RetryRouter, gateway: FaultyGateway
+    twin: Twin, router: RetryRouter, gateway: FaultyGateway
 ) -> None:
     """It counts with the kind that its attempt log has."""
     gateway.script(Cut(after=3), ErrorEvent("503 overloaded"))
     with pytest.raises(RetryRouterError):
-        calls.stream(router, "hi")
+        twin.stream(router, "hi")
     assert of(router, "a")["last_error"]["kind"] == "interrupted"
     assert of(router, "b")["failed"] == 1
 
 
 def test_copies_share_what_they_know(
-    calls: OneLoop, router: RetryRouter, gateway: FaultyGateway
+    twin: Twin, router: RetryRouter, gateway: FaultyGateway
 ) -> None:
     """Bound and copied routers ask the same providers; another process starts anew."""
     gateway.script(Status(503))
     bound = router.bind_tools([])
-    calls.invoke(bound, "hi")
+    twin.invoke(bound, "hi")
     assert of(router, "a")["failed"] == 1
     assert of(router.model_copy(), "b")["answered"] == 1
     health = copy.deepcopy(router.__dict__["_memory"].route_states[0].health)

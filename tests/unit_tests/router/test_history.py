@@ -29,9 +29,9 @@ from langchain_retryrouter import (
 from langchain_retryrouter._providers.history import fit_history, foreign_response_id
 from langchain_retryrouter._providers.integrations import Reader, reader_of
 from langchain_retryrouter.testing import Answer, FaultyGateway, Status
+from tests.support.models import chat_openai
 
 from .attempts import WAYS, Way, ask
-from .models import chat_openai
 
 CALL = {"name": "search", "args": {"q": "a"}, "id": "call_1", "type": "tool_call"}
 THINKING = {"type": "thinking", "thinking": "hm", "signature": "c2ln"}

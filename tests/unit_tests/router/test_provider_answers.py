@@ -9,10 +9,11 @@ from langchain_retryrouter import RetryPolicy, RetryRouter
 from langchain_retryrouter._providers.errors import read_event
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.testing import Body, FaultyGateway, Status
+from tests.support.models import chat_openai
 from tests.support.provider_answers import DATA, check, status_of
 
+from .anthropic_wire import chat_anthropic
 from .attempts import WAYS, Way, ask, error_of
-from .models import chat_anthropic, chat_openai
 
 ONCE = RetryPolicy(max_retries=0)
 
