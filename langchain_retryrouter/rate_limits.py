@@ -418,6 +418,12 @@ class RateLimit(Shareable):
                 one = Reservation(self, self._queue, Size())
             return self._grant(one)
 
+    def listen(self) -> Reservation:
+        """One that costs nothing: what was reserved is settled by an outer call."""
+        one = Reservation(self, deque(), Size())
+        one.is_closed = True
+        return one
+
     def reserve(self, size: Size, patience: float | None = None) -> Reservation | None:
         """A reservation, after a wait of `patience` seconds at most; None after that.
 
@@ -784,33 +790,6 @@ class RateLimit(Shareable):
         """What was given."""
         given = {n: v for n, v in self._settings.items() if v not in {None, "", False}}
         return f"{type(self).__name__}({', '.join(f'{n}={given[n]!r}' for n in given)})"
-
-
-class LimitListener:
-    """Stands for an adaptive limit in a model inside of a router that asks it itself.
-
-    So the limit learns from the headers that only the model sees.
-    """
-
-    adaptive = True
-    counts_tokens = False
-    number = -1
-
-    def __init__(self, limit: RateLimit) -> None:
-        """For the limit that is to learn."""
-        self._limit = limit
-
-    def wait_for(self, _size: Size) -> float:
-        """The router has waited."""
-        return 0.0
-
-    def take(self, _size: Size) -> Reservation:
-        """A reservation that costs nothing, since the router has one."""
-        one = Reservation(self._limit, deque(), Size())
-        one.is_closed = True
-        return one
-
-    try_reserve = take
 
 
 class _LangChainLimiter(BaseRateLimiter):

@@ -276,7 +276,7 @@ class GatewayConnection(ClosedByWith, Serializable):
             self.breaker.join(self.store, name)
             if self.budget is not None:
                 self.budget.join(self.store, "budget")
-            if isinstance(self.rate_limit, RateLimit):
+            if self.rate_limit is not None:
                 self.rate_limit.join(self.store, name)
         return self
 
@@ -337,7 +337,7 @@ def retry_context(
 
     `size`, that of its request, is only asked for if it counts.
     """
-    limit, retries = connection.rate_limit, connection.max_retries
+    retries = connection.max_retries
     # A copy whose fields were changed may have a `max_retries` that the policy denies.
     given = retries if "max_retries" in connection.model_fields_set else None
     call_state = CallState(
@@ -346,7 +346,7 @@ def retry_context(
         breaker=connection.breaker,
         time=connection.clock or SYSTEM_CLOCK,
         describe=describe,
-        limits=None if limit is None else limits_of(limit, size),
+        limits=limits_of(connection.rate_limit, size),
     )
     family = _gptrouter.errors.GPT_ROUTER_ERRORS
     return RetryContext(call_state, errors=family, **hooks)

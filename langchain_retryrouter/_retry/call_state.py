@@ -47,7 +47,6 @@ from langchain_retryrouter.policy import (
     Stop,
     decide,
 )
-from langchain_retryrouter.rate_limits import Reservation
 
 OBSERVERS: Final[list[Callable[[CallState], CallObserver | None]]] = []
 """Make an observer of each call that begins, or None; usually there are none."""
@@ -78,7 +77,8 @@ _SAID = {
 class CallState(CallLog):
     """The state of one call, along `routes` or to one endpoint with a `breaker`.
 
-    `max_retries` counts for each route, `actions` are for a call with routes,
+    The deadline counts from `began`, by default from now. `max_retries` counts for each
+    route, `actions` are for a call with routes,
     `request_hash` returns the same number for the same request, `describe` what the
     route at a position asks, for observers, and `limits` are the rate limits of the
     routes, by their position. So are `spend_limits`; `reserve` asks those.
@@ -98,6 +98,7 @@ class CallState(CallLog):
         budget: RetryBudget | None = None,
         breaker: CircuitBreaker | None = None,
         time: Clock = SYSTEM_CLOCK,
+        began: float | None = None,
         actions: Mapping[FailureKind, FailureAction] | None = None,
         request_hash: Callable[[], int | None] = lambda: None,
         describe: Callable[[int], Subject] = lambda _: Subject("chat", ""),
@@ -111,6 +112,8 @@ class CallState(CallLog):
         if any(spend_limits):
             self.held_by += (spend_limits,)
         self.policy = policy
+        began = self._began if began is None else began
+        self._ends_at = began + (policy.deadline or math.inf)
         self.routes = [RouteState(None, breaker)] if routes is None else routes
         self.budget = budget
         self.limits = limits
@@ -184,7 +187,7 @@ class CallState(CallLog):
         """Seconds until the deadline, below 0 after it; infinite if there is none."""
         if self.policy.deadline is None:
             return math.inf
-        return self._began + self.policy.deadline - self.clock.monotonic()
+        return self._ends_at - self.clock.monotonic()
 
     def attempt_timeout(self, *, is_stream: bool) -> float | None:
         """Seconds until the answer, or the first token, of the current attempt is due.
@@ -401,12 +404,6 @@ class CallState(CallLog):
             self._record_skipped(skipped, reason)
         self.position = position
 
-    def reserve(self, reserved: list[Reservation], waited: float) -> None:
-        """Keep what the next attempt has reserved, after a wait of so many seconds."""
-        if self.limits is not None:
-            self.limits.keep(self.position, reserved)
-        self.waited_for_limiter(waited)
-
     def waited_for_limiter(self, seconds: float) -> None:
         """A rate limit or limiter has let the next attempt wait for so long."""
         if seconds >= _A_WAIT:
@@ -475,16 +472,15 @@ class CallState(CallLog):
         position = self._next_open()
         if position is None or not self._pay(throttled=False):
             return None
-        reserved = None if self.limits is None else self.limits.try_reserve(position)
         attempt: AttemptRecord | Refusal | None = None
-        if (reserved is not None or self.limits is None) and may_send(position):
+        is_free = self.limits is None or self.limits.try_reserve(position)
+        if is_free and may_send(position):
             attempt = self._begin(position, None)
         if not isinstance(attempt, AttemptRecord):
-            for one in reserved or ():
-                one.unsent()
             self._refund()
             return None
-        attempt.reservations = reserved or []
+        if self.limits is not None:
+            attempt.reservations = self.limits.take(position)
         self._spent = 0.0
         self._hedge = attempt
         self.tell("hedge_began", route=attempt.route)
@@ -550,6 +546,11 @@ class CallState(CallLog):
                 kind = FailureKind.SERVER_ERROR
                 failure = replace(failure, kind=kind, should_retry=None)
             decision = self._decide_here(failure, will_failover=False)
+            is_left = isinstance(decision, Stop) or self.position != position
+            if is_left and failure.kind is not FailureKind.REJECTED:
+                # Its wait was too long for now; it is not asked again without it.
+                pause = max(pause, self.policy.backoff(self._sent[position]))
+                self._not_before[position] = self.clock.monotonic() + pause
             if isinstance(decision, Retry):
                 endpoint = self.routes[self.position].endpoint
                 if failure.kind in _PROVIDERS_OWN and self._is_next(endpoint=endpoint):
@@ -565,7 +566,8 @@ class CallState(CallLog):
         delay = self._resort()
         if delay is not None:
             return Retry(delay)
-        if len(self.routes) == 1:
+        has_repeated = failure.is_retryable and self.attempts > 1
+        if len(self.routes) == 1 and (stop.reason or not has_repeated):
             return stop
         return Stop(", ".join(filter(None, (stop.reason, "no route left"))))
 

@@ -33,7 +33,6 @@ from langchain_retryrouter.errors import BASE_ERRORS, ErrorFamily, RetryRouterEr
 from langchain_retryrouter.failures import FailureAction, FailureKind
 from langchain_retryrouter.policy import Retry, RetryEvent, Stop
 from langchain_retryrouter.rate_limits import (
-    LimitListener,
     RateLimit,
     RequestTooLargeError,
     Reservation,
@@ -241,9 +240,8 @@ class RetryController:
         while not state.is_reserved and (limits := state.limits) is not None:
             state.skip_refused()
             seconds = self._choose_route(limits, is_patient=not has_waited)
-            reserved = limits.try_reserve(state.position)
-            if reserved is not None:
-                state.reserve(reserved, has_waited * (clock.monotonic() - began))
+            if limits.try_reserve(state.position):
+                state.waited_for_limiter(has_waited * (clock.monotonic() - began))
                 return
             size = limits.size(state.position)
             others = len(state.candidates()) > 1
@@ -252,9 +250,6 @@ class RetryController:
             taken: list[Reservation] = []
             try:
                 for limit in limits.routes[state.position]:
-                    if isinstance(limit, LimitListener):
-                        taken.append(limit.take(size))
-                        continue
                     left = self._patience(limit, seconds, began)
                     if others and not has_waited:
                         left = min(left, state.policy.failover_after_wait)
@@ -264,7 +259,8 @@ class RetryController:
                         break
                     taken.append(one)
                 else:
-                    state.reserve(taken, clock.monotonic() - began)
+                    limits.keep(state.position, taken)
+                    state.waited_for_limiter(clock.monotonic() - began)
                     taken = []
                     return
             finally:

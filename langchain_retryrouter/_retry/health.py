@@ -21,7 +21,7 @@ from langchain_retryrouter.failures import Failure, FailureKind
 _LATEST: Final = 64
 _SMOOTHING: Final = 0.2  # The weight of the latest attempt in the mean.
 _MEMORY: Final = 60.0
-_BY_HAND: Final = frozenset(
+MENDED_BY_HAND: Final = frozenset(
     {FailureKind.AUTHENTICATION, FailureKind.PERMISSION}
     | {FailureKind.NOT_FOUND, FailureKind.QUOTA}
 )
@@ -67,7 +67,7 @@ class RouteHealth(OneForAll):
             counts, mean, is_failing = dict(self._counts), self._mean, self._is_failing
         is_stuck = (
             error is not None
-            and error[1].kind in _BY_HAND
+            and error[1].kind in MENDED_BY_HAND
             and now - error[0] < _MEMORY
             and is_failing
         )

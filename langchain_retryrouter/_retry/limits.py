@@ -8,7 +8,6 @@ from contextvars import ContextVar
 from typing import Final
 
 from langchain_retryrouter.rate_limits import (
-    LimitListener,
     RateLimit,
     RequestTooLargeError,
     Reservation,
@@ -19,19 +18,27 @@ from langchain_retryrouter.rate_limits import (
 class CallLimits:
     """The rate limits of a call's routes, and what its next attempt has reserved.
 
-    `size` returns the size of the request on the route at a position, and `reserved_at`
-    is the position of the route on which something is reserved.
+    `routes` has the limits of each route, `heard` those that only learn from the
+    headers of its answers, and `reserved_at` is the position of the route on which
+    something is reserved.
     """
 
     def __init__(
         self,
-        routes: Sequence[Sequence[RateLimit | LimitListener]],
+        routes: Sequence[Sequence[RateLimit]],
+        heard: Sequence[Sequence[RateLimit]],
         size: Callable[[int], Size],
     ) -> None:
         self.routes = routes
-        self.size = size
         self.reserved_at: int | None = None
+        self._heard = heard
+        self._size = functools.cache(size)
         self._reserved: list[Reservation] = []
+
+    def size(self, position: int) -> Size:
+        """The size of the request on the route at a position, as far as it counts."""
+        counts = any(limit.counts_tokens for limit in self.routes[position])
+        return self._size(position) if counts else Size()
 
     def wait_for(self, position: int) -> float:
         """Seconds until the limits of a route are free; infinite if not known.
@@ -42,8 +49,8 @@ class CallLimits:
         limits, size = self.routes[position], self.size(position)
         return max((limit.wait_for(size) for limit in limits), default=0.0)
 
-    def try_reserve(self, position: int) -> list[Reservation] | None:
-        """What an attempt on a route reserves, if its limits are free now."""
+    def try_reserve(self, position: int) -> bool:
+        """Reserve what an attempt on a route needs, if its limits are free now."""
         reserved: list[Reservation] = []
         size = self.size(position)
         for limit in self.routes[position]:
@@ -54,9 +61,10 @@ class CallLimits:
             if one is None:
                 for other in reserved:
                     other.unsent()
-                return None
+                return False
             reserved.append(one)
-        return reserved
+        self.keep(position, reserved)
+        return True
 
     def keep(self, position: int, reserved: list[Reservation]) -> None:
         """Keep what the next attempt has reserved."""
@@ -76,7 +84,7 @@ class CallLimits:
             size = self.size(position)
             self._reserved = [limit.take(size) for limit in self.routes[position]]
         reserved, self._reserved, self.reserved_at = self._reserved, [], None
-        return reserved
+        return reserved + [limit.listen() for limit in self._heard[position]]
 
 
 # A call inside of an attempt of another call would wait for what that one holds.
@@ -87,27 +95,24 @@ HELD_LIMITS: Final[ContextVar[frozenset[object]]] = ContextVar(
 
 
 def call_limits(
-    routes: Sequence[Sequence[RateLimit | LimitListener]], size: Callable[[int], Size]
+    routes: Sequence[Sequence[RateLimit]], size: Callable[[int], Size]
 ) -> CallLimits | None:
     """The rate limits of a call's routes, if there are any.
 
     Each counts once for an attempt, and all calls wait for them in the same order.
+    `size` returns the size of the request on the route at a position.
     """
+    if not any(routes):
+        return None
     held = HELD_LIMITS.get()
-    found = [
-        [
-            LimitListener(one) if one in held and isinstance(one, RateLimit) else one
-            for one in sorted({*limits}, key=lambda limit: limit.number)
-            if one not in held or one.adaptive
-        ]
-        for limits in routes
+    asked = [
+        sorted({*limits} - held, key=lambda limit: limit.number) for limits in routes
     ]
-    return CallLimits(found, size) if any(found) else None
+    # The attempt around this code has waited for them, and does not see the headers.
+    heard = [[one for one in {*limits} & held if one.adaptive] for limits in routes]
+    return CallLimits(asked, heard, size) if any(asked + heard) else None
 
 
-def limits_of(
-    limit: RateLimit | LimitListener, size: Callable[[], Size]
-) -> CallLimits | None:
+def limits_of(limit: RateLimit | None, size: Callable[[], Size]) -> CallLimits | None:
     """The rate limits of a call to one endpoint; `size` is asked if it counts."""
-    measured = functools.cache(size if limit.counts_tokens else Size)
-    return call_limits([[limit]], lambda _: measured())
+    return call_limits([[limit]] if limit else [[]], lambda _: size())

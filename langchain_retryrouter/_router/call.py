@@ -56,6 +56,7 @@ from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.engine import Attempt, RetryContext
 from langchain_retryrouter._retry.hedging import AHedgedSource, HedgedSource
+from langchain_retryrouter._retry.limits import call_limits
 from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter._retry.timeouts import (
     AEventSource,
@@ -66,7 +67,6 @@ from langchain_retryrouter._router.limits import (
     CallCosts,
     RouteRateLimiter,
     limited_policy,
-    rate_limits_of,
 )
 from langchain_retryrouter._router.outcomes import (
     AnswerJudge,
@@ -220,6 +220,7 @@ class BaseRouterCall:
             or judge.accept is not None
             or any(route.accept is not None for route in routes)
         )
+        everywhere = [] if router.rate_limit is None else [router.rate_limit]
         self._state = CallState(
             limited_policy(router.retry_policy, memory.places),
             [memory.route_states[index] for index in order],
@@ -228,7 +229,10 @@ class BaseRouterCall:
             actions=self._failover.actions,
             request_hash=request.hash,
             describe=lambda position: routes[position].subject,
-            limits=rate_limits_of(routes, router.rate_limit, request),
+            limits=call_limits(
+                [[*everywhere, *route.rate_limits] for route in routes],
+                lambda at: routes[at].size_of(request.messages, request.options),
+            ),
             reserve=self._costs.reserve if self._costs.is_limited else None,
             spend_limits=self._costs.limits,
         )

@@ -51,8 +51,7 @@ _OBJECTS: Final = frozenset(
 )
 """Fields that plain data cannot express."""
 _FILLED_IN: Final = frozenset(
-    {"by_tool", "ignored", "models_limit", "profile", "route_cost", "source", "unfit"}
-    | {"pool_id"}
+    {"by_tool", "ignored", "pool_id", "profile", "route_cost", "source", "unfit"}
 )
 """Fields that the router or LangChain fills in."""
 _TABLES: Final[Mapping[str, Callable[..., Any]]] = {
@@ -498,7 +497,13 @@ def _build_routes(
             _check_params(config, table["model"], spec, params, place)
         elif params:
             config.problem(at, "params need a 'provider:model' string as the model")
-        return Route.pool(**table, **pool) if pool else [Route(**table)]
+        if not pool:
+            return [Route(**table)]
+        # What is wrong now is wrong with the pool: the model was made.
+        lists = ((*place, f"{name}{end}") for name in pool for end in ("", _ENV))
+        at = next((one for one in lists if config.has(*one)), place)
+        with config.noting(place, at, secrets):
+            return Route.pool(**table, **pool)
     return []
 
 

@@ -20,13 +20,12 @@ from langchain_retryrouter._prices import FixedPrices, cost_of_attempt, tokens_o
 from langchain_retryrouter._retry.call_log import AttemptRecord
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import Clock
-from langchain_retryrouter._retry.limits import HELD_LIMITS, CallLimits, call_limits
+from langchain_retryrouter._retry.limits import HELD_LIMITS
 from langchain_retryrouter._router.preflight import ModelRequest
 from langchain_retryrouter._router.route import Route
 from langchain_retryrouter._shared import is_positive, require
 from langchain_retryrouter.circuit_breaker import Refusal
 from langchain_retryrouter.policy import RetryPolicy, with_limits
-from langchain_retryrouter.rate_limits import RateLimit, Size
 from langchain_retryrouter.spend_limits import (
     Price,
     SpendLimit,
@@ -229,24 +228,6 @@ def no_price(route: Route) -> str:
         " give Route(input_price=..., output_price=...), for a million tokens each, or"
         ' pip install "langchain-retryrouter[prices]" if its model is a public one'
     )
-
-
-def rate_limits_of(
-    routes: Sequence[Route], everywhere: RateLimit | None, request: ModelRequest
-) -> CallLimits | None:
-    """The rate limits of the routes of a call, if there are any."""
-    shared = [] if everywhere is None else [everywhere]
-    limits = [[*shared, *route.rate_limits] for route in routes]
-    if not any(limits):
-        return None
-
-    @functools.cache
-    def size(position: int) -> Size:
-        if not any(limit.counts_tokens for limit in limits[position]):
-            return Size()
-        return routes[position].size_of(request.messages, request.options)
-
-    return call_limits(limits, size)
 
 
 class RouteRateLimiter:

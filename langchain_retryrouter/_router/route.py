@@ -84,12 +84,7 @@ from langchain_retryrouter._router.models import (
 from langchain_retryrouter._shared import name_hash
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
 from langchain_retryrouter.errors import check_number
-from langchain_retryrouter.rate_limits import (
-    LimitListener,
-    RateLimit,
-    Size,
-    approximate_tokens,
-)
+from langchain_retryrouter.rate_limits import RateLimit, Size, approximate_tokens
 from langchain_retryrouter.spend_limits import SpendLimit
 
 _CALLBACKS_WARNING: Final = (
@@ -168,7 +163,6 @@ class Route(Serializable):
         unfit: Why this route cannot be asked, in a router with tools bound to it.
         ignored: An argument of `bind_tools` that its integration drops.
         source: The string or table of a config that the model was made of.
-        models_limit: The `rate_limit` of the model, which the router has taken over.
     """
 
     # An unknown argument may be a key.
@@ -199,7 +193,6 @@ class Route(Serializable):
     unfit: str = Field(default="", exclude=True, repr=False)
     ignored: str = Field(default="", exclude=True, repr=False)
     source: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
-    models_limit: RateLimit | None = Field(default=None, exclude=True, repr=False)
 
     _own_tools: list[Any] = PrivateAttr(default_factory=list)
     # By the hash of the key, so that copies of the route share them.
@@ -318,7 +311,7 @@ class Route(Serializable):
     @property
     def lc_attributes(self) -> dict[str, Any]:
         """What `dumps` writes besides the fields; `loads` refuses a function."""
-        hidden = ("accept", "api_key_function", "models_limit", "spend_limit")
+        hidden = ("accept", "api_key_function", "spend_limit")
         given = {name: getattr(self, name) for name in hidden}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -434,28 +427,19 @@ class Route(Serializable):
             self.route_cost.disabled_retries or disabled.disabled,
             tuple(text for text in warned if text),
         )
-        model, limit = disabled.model, getattr(disabled.model, "rate_limit", None)
-        if isinstance(limit, RateLimit):
-            # A wait inside of the model would count as its provider's silence.
-            listener = LimitListener(limit) if limit.adaptive else None
-            model = model.model_copy(update={"rate_limit": listener})
-        else:
-            limit = self.models_limit
         return self.model_copy(
             update={
-                "model": model,
+                "model": disabled.model,
                 "name": name,
                 "options": {**disabled.options, **self.options},
                 "route_cost": cost,
-                "models_limit": limit,
             }
         )
 
     @property
     def rate_limits(self) -> list[RateLimit]:
         """The rate limits of the route and of its model."""
-        own = (self.rate_limit, self.models_limit)
-        return [limit for limit in own if limit is not None]
+        return rate_limits_of(self)
 
     def size_of(self, messages: list[BaseMessage], options: Mapping[str, Any]) -> Size:
         """The size of a request to this route."""
@@ -722,6 +706,15 @@ class Route(Serializable):
             return None
         prompt = dumps([m.model_copy(update={"id": None}) for m in messages])
         return cache, prompt, dumps([self.identity, options])
+
+
+def rate_limits_of(route: Any) -> list[RateLimit]:
+    """The limits of a route and of its model, which the router waits for.
+
+    A wait inside of the model would count as its provider's silence.
+    """
+    own = (route.rate_limit, getattr(route.model, "rate_limit", None))
+    return [limit for limit in own if isinstance(limit, RateLimit)]
 
 
 def scope_of(name: str, model: Any, *asked: Any) -> str:

@@ -152,17 +152,25 @@ def breaker_settings(value: Any) -> CircuitBreakerSettings | None:
     return settings
 
 
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names of routes, with a number after those that are there already."""
+    found: list[str] = []
+    for name in names:
+        own, count = name, 1
+        while own in found:
+            count += 1
+            own = f"{name}-{count}"
+        found.append(own)
+    return found
+
+
 def prepare_routes(routes: list[Route]) -> list[Route]:
     """The routes with distinct names and models that send once.
 
     What cannot be switched off is said in a warning.
     """
-    seen: dict[str, int] = {}
-    prepared = []
-    for route in routes:
-        seen[route.name] = count = seen.get(route.name, 0) + 1
-        name = route.name if count == 1 else f"{route.name}-{count}"
-        prepared.append(route.prepared(name))
+    names = distinct([route.name for route in routes])
+    prepared = [route.prepared(name) for route, name in zip(routes, names, strict=True)]
     if found := [
         f"route {route.name!r} {text}"
         for route in prepared

@@ -16,7 +16,6 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeAlias
 
@@ -37,7 +36,12 @@ from langchain_retryrouter._retry.call_log import Subject
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall, call
-from langchain_retryrouter._retry.health import RouteHealth, RouteState, health_of
+from langchain_retryrouter._retry.health import (
+    MENDED_BY_HAND,
+    RouteHealth,
+    RouteState,
+    health_of,
+)
 from langchain_retryrouter._retry.limits import call_limits
 from langchain_retryrouter._retry.timeouts import (
     agather_bounded,
@@ -46,7 +50,7 @@ from langchain_retryrouter._retry.timeouts import (
 from langchain_retryrouter._router import setup
 from langchain_retryrouter._router.models import init_by_name
 from langchain_retryrouter._router.outcomes import lead_of
-from langchain_retryrouter._router.route import scope_of
+from langchain_retryrouter._router.route import rate_limits_of, scope_of
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
 from langchain_retryrouter.errors import (
     APITimeoutError,
@@ -223,13 +227,10 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
         """Check that the routes make vectors of one model; disable their retries."""
         self.space = _space_of(self.space, self.routes)
         self.dimensions = _common_dimensions(self.dimensions, self.routes)
-        seen: dict[str, int] = {}
         routes, found = [], []
-        for route in self.routes:
+        names = [route.name or type(route.model).__name__ for route in self.routes]
+        for name, route in zip(setup.distinct(names), self.routes, strict=True):
             disabled = disable_embedding_retries(route.model)
-            name = route.name or type(route.model).__name__
-            seen[name] = count = seen.get(name, 0) + 1
-            name = name if count == 1 else f"{name}-{count}"
             if disabled.warning:
                 found.append(f"route {name!r} {disabled.warning}")
             update = {"model": disabled.model, "name": name}
@@ -249,9 +250,10 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
                 breaker = CircuitBreaker(**self.breaker_settings, clock=self.clock)
             if self.store is not None:
                 scope = scope_of(route.name, route.model, self.space)
-                for shared in (breaker, route.rate_limit):
-                    if shared is not None:
-                        shared.join(self.store, scope)
+                for limit in rate_limits_of(route):
+                    limit.join(self.store, scope)
+                if breaker is not None:
+                    breaker.join(self.store, scope)
             states.append(RouteState(route.name, breaker, RouteHealth()))
         if self.store is not None and self.budget is not None:
             self.budget.join(self.store, "budget")
@@ -400,11 +402,11 @@ class _EmbedCall:
         self.texts = texts
         self.is_query = is_query
         self.clock = router.clock or SYSTEM_CLOCK
-        policy = router.retry_policy
-        share = (policy.deadline or math.inf) / len(router.routes)
+        self.began = self.clock.monotonic()
+        share = (router.retry_policy.deadline or math.inf) / len(router.routes)
         limit = _DEFAULT_LIMIT if share > _DEFAULT_LIMIT else None
-        self._policy = with_limits(policy, (limit, None, None))
-        self._began = self.clock.monotonic()
+        self.policy = with_limits(router.retry_policy, (limit, None, None))
+        self.refused = set[str | None]()  # Routes that later batches ask last.
 
     def batches(self) -> list[range]:
         """The places of the texts of each request."""
@@ -426,62 +428,60 @@ class _EmbedCall:
         size = len(self.texts[place].encode("utf-8", "surrogatepass"))
         return size // _BYTES_OF_TOKEN + 1
 
-    def policy(self) -> RetryPolicy:
-        """The policy, with what is left of the deadline of the call."""
-        if self._policy.deadline is None:
-            return self._policy
-        left = self._began + self._policy.deadline - self.clock.monotonic()
-        if left > 0:
-            return replace(self._policy, deadline=left)
-        msg = f"the deadline of {self._policy.deadline:g} s is over, and texts are left"
-        error = APITimeoutError(msg, may_have_run=False)
-        error.attempts, error.is_retryable = 0, False
-        raise error
-
     def embed(self, batch: range) -> list[Vector]:
         """The vectors of a batch, in halves if it is too large."""
         request = _Batch(self, batch)
         try:
-            with request:
-                return call(request.context, request.send)
-        except _TooLargeError:
-            half = len(batch) // 2
-            return [*self.embed(batch[:half]), *self.embed(batch[half:])]
+            return call(request.context, request.send)
+        except RetryRouterError as error:
+            request.refuse_halves(error)
+        finally:
+            request.log()
+        half = len(batch) // 2
+        return [*self.embed(batch[:half]), *self.embed(batch[half:])]
 
     async def aembed(self, batch: range) -> list[Vector]:
         request = _Batch(self, batch)
         try:
-            with request:
-                return await acall(request.context, request.asend)
-        except _TooLargeError:
-            half = len(batch) // 2
-            return [*await self.aembed(batch[:half]), *await self.aembed(batch[half:])]
-
-
-class _TooLargeError(Exception):
-    """A batch of several texts is too large for a route."""
+            return await acall(request.context, request.asend)
+        except RetryRouterError as error:
+            request.refuse_halves(error)
+        finally:
+            request.log()
+        half = len(batch) // 2
+        return [*await self.aembed(batch[:half]), *await self.aembed(batch[half:])]
 
 
 class _Batch:
     """The attempts of one batch. Vectors that have come are not asked for again."""
 
     def __init__(self, call: _EmbedCall, batch: range) -> None:
+        router, deadline = call.router, call.policy.deadline
+        if deadline is not None and call.clock.monotonic() - call.began >= deadline:
+            msg = f"the deadline of {deadline:g} s is over, and texts are left"
+            error = APITimeoutError(msg, may_have_run=False)
+            error.attempts, error.is_retryable = 0, False
+            raise error
         self._call = call
         self._batch = batch
         self._vectors: dict[int, Vector] = {}
         self._lock = threading.Lock()
         self._failures: list[RetryRouterError] = []
-        self._router = call.router
-        limits = [[r.rate_limit] if r.rate_limit else [] for r in call.router.routes]
-        size = Size(sum(map(call.tokens, batch)), 0)
+        routes = zip(router.routes, call.memory.states, strict=True)
+        ordered = sorted(routes, key=lambda one: one[0].name in call.refused)
+        self._routes = [route for route, _ in ordered]
         self._state = CallState(
-            call.policy(),
-            call.memory.states,
-            budget=call.router.budget,
+            call.policy,
+            [state for _, state in ordered],
+            budget=router.budget,
             time=call.clock,
+            began=call.began,
             actions=FAILURE_ACTIONS,
             describe=self._describe,
-            limits=call_limits(limits, lambda _: size) if any(limits) else None,
+            limits=call_limits(
+                [rate_limits_of(route) for route in self._routes],
+                lambda _: Size(sum(map(call.tokens, batch)), 0),
+            ),
         )
         self.context = RetryContext(
             self._state,
@@ -491,26 +491,21 @@ class _Batch:
 
     def _describe(self, position: int) -> Subject:
         """What a route asks, for observers."""
-        model = self._router.routes[position].model
+        model = self._routes[position].model
         package = type(model).__module__.partition(".")[0]
         name = getattr(model, "model", None)
-        name = name if isinstance(name, str) else self._router.space
+        name = name if isinstance(name, str) else self._call.router.space
         return Subject("embeddings", package.removeprefix("langchain_"), name)
 
-    def __enter__(self) -> Self:
-        return self
+    def log(self) -> None:
+        """Hand over the attempt log."""
+        if (hand_over := self._call.router.on_attempt_log) is not None:
+            hand_over({**self._state.attempt_log(), "texts": len(self._batch)})
 
-    def __exit__(
-        self, kind: object, error: BaseException | None, traceback: object
-    ) -> None:
-        """Hand over the attempt log, and raise the error that the caller gets."""
-        if self._router.on_attempt_log is not None:
-            log = {**self._state.attempt_log(), "texts": len(self._batch)}
-            self._router.on_attempt_log(log)
-        if not isinstance(error, RetryRouterError):
-            return
+    def refuse_halves(self, error: RetryRouterError) -> None:
+        """Raise the error that the caller gets, unless halves may be answered."""
         if self._is_too_large(error):
-            raise _TooLargeError from error
+            return
         lead = lead_of([*self._failures, error], is_raised=self._state.is_raised)
         if len(self._call.texts) > 1:
             first, last = self._batch[0], self._batch[-1]
@@ -549,7 +544,7 @@ class _Batch:
     def _missing(self) -> tuple[EmbeddingsRoute, list[int], list[str]]:
         places = [place for place in self._batch if place not in self._vectors]
         texts = [self._call.texts[place] for place in places]
-        return self._router.routes[self._state.position], places, texts
+        return self._routes[self._state.position], places, texts
 
     def _take(
         self, attempt: Attempt, route: EmbeddingsRoute, places: list[int], answer: Any
@@ -567,7 +562,7 @@ class _Batch:
             raise _BadVectorsError(msg, should_retry=False)
         found = {p: v for p, v in zip(places, answer, strict=True) if _is_vector(v)}
         lengths = sorted({len(vector) for vector in found.values()})
-        memory = self._call.memory.known
+        memory, space = self._call.memory.known, self._call.router.space
         if len(lengths) > 1:
             msg = f"vectors of different lengths came back: {lengths}"
             raise _BadVectorsError(msg, should_retry=False)
@@ -576,7 +571,7 @@ class _Batch:
         ):
             msg = (
                 f"route {route.name!r} answers with vectors of {lengths[0]} numbers,"
-                f" and those of {self._router.space!r} have {known}: they cannot be"
+                f" and those of {space!r} have {known}: they cannot be"
                 " compared, so this route must not be asked for it"
             )
             raise VectorSpaceError(msg)
@@ -590,6 +585,8 @@ class _Batch:
 
     def _on_failure(self, error: RetryRouterError) -> None:
         self._failures.append(error)
+        if error.kind in MENDED_BY_HAND:
+            self._call.refused.add(error.route)
         # Without the message: what a server says may hold anything.
         what = type(error).__name__
         if error.status_code is not None:
@@ -602,7 +599,7 @@ class _Batch:
     def _action_for(self, error: RetryRouterError) -> FailureAction | None:
         if isinstance(error, VectorSpaceError) or self._is_too_large(error):
             return FailureAction.RAISE
-        is_last = self._state.position == len(self._router.routes) - 1
+        is_last = self._state.position == len(self._routes) - 1
         is_bad = isinstance(error, _BadVectorsError)
         return FailureAction.FAILOVER if is_bad and not is_last else None
 

@@ -157,7 +157,6 @@ class _Call:
         run_manager: AnyRunManager | None,
     ) -> None:
         clock = llm.clock or SYSTEM_CLOCK
-        limit, size = llm.rate_limit, functools.partial(_size_of, request)
         policy = _resolve_policy(llm.retry_policy, llm.max_retries)
         route = str(request.get("model") or llm.model_name)  # Any JSON is sent.
         operation = "chat" if "messages" in request else "text_completion"
@@ -169,7 +168,7 @@ class _Call:
             breaker=llm.breaker,
             time=clock,
             describe=lambda _: subject,
-            limits=None if limit is None else limits_of(limit, size),
+            limits=limits_of(llm.rate_limit, functools.partial(_size_of, request)),
         )
         provider, url = subject.provider, llm.openai_api_base
         if load_list():

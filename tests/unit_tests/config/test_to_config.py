@@ -281,7 +281,7 @@ def test_a_pool_of_keys_is_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
             RetryRouter.from_config({"routes": [wrong]})
         assert "sk-proj-literal-22" not in str(refused.value)
     same = {**table, "api_keys_env": ["KEY_OF_THE_TEAM"] * 2}
-    with pytest.raises(ValueError, match=r"routes\[0\].model: api_keys has an entry"):
+    with pytest.raises(ValueError, match=r"\[0\].api_keys_env: api_keys has an entry"):
         RetryRouter.from_config({"routes": [same]})
 
 

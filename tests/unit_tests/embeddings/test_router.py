@@ -23,6 +23,7 @@ from pydantic import SecretStr, ValidationError
 
 from langchain_retryrouter import (
     APITimeoutError,
+    AuthenticationError,
     CircuitBreaker,
     ContextLengthError,
     EmbeddingsRoute,
@@ -34,7 +35,6 @@ from langchain_retryrouter import (
     RetryBudget,
     RetryEvent,
     RetryPolicy,
-    RetryRouterError,
     UnavailableError,
     VectorSpaceError,
 )
@@ -53,7 +53,7 @@ from langchain_retryrouter.testing._gptrouter_api import stub_embedding
 from tests.support.alone import run_alone
 from tests.unit_tests.one_loop import OneLoop, calls
 
-from .conftest import KEY, SMALL
+from .conftest import KEY, SMALL, NewEmbeddings
 
 __all__ = ["calls"]
 
@@ -212,6 +212,29 @@ def test_only_missing_vectors_are_asked_for_again(
     assert sum(places.clock.sleeps) == (0.5 if is_alone else 0)
 
 
+def test_holes_that_stay_are_an_error(places: Places) -> None:
+    """Of a single route: after its retries, which the caller need not repeat."""
+    known = stub_embedding("a")
+    places.gateways[0].script(vectors(known, None, None), vectors(known, None))
+    with pytest.raises(MalformedResponseError) as raised:
+        places.embed(places.router(places.model()), TEXTS[:3])
+    error = raised.value
+    assert (error.attempts, error.is_retryable) == (2, False)
+    assert "no retries left" in str(error.__notes__)
+
+
+def test_a_refused_key_is_asked_once_in_a_call(places: Places) -> None:
+    """Later batches ask that route last; another call asks it first again."""
+    places.gateways[0].always(Status(401))
+    router = places.router(max_batch_size=1, max_concurrency=1)
+    assert places.embed(router) == STUBS
+    assert [len(places.asked(at)) for at in (0, 1)] == [1, 5]
+    places.gateways[1].script(*[vectors(stub_embedding("a"))], Status(401))
+    with pytest.raises(AuthenticationError):
+        places.embed(router, TEXTS[:2])
+    assert [len(places.asked(at)) for at in (0, 1)] == [3, 7]
+
+
 def test_the_error_is_the_first_routes(places: Places) -> None:
     """With the others attached, how often was asked, and which texts it concerns."""
     places.gateways[0].always(Status(503))
@@ -257,11 +280,7 @@ def test_a_text_that_is_too_long_by_itself_is_named(places: Places) -> None:
     assert places.asked(1) == [["c"]]
 
 
-OK = Body(
-    200,
-    {"content-type": "application/json"},
-    json.dumps({"data": [{"index": n, "embedding": [0.5] * 8} for n in range(2)]}),
-)
+OK_ONE, OK = (vectors(*[[0.5] * 8] * count) for count in (1, 2))
 
 
 # --- one vector space ---
@@ -451,6 +470,20 @@ def test_a_full_limit_is_passed_by(places: Places) -> None:
     assert places.clock.monotonic() >= 2
 
 
+def test_a_models_own_limit_is_its_routes(
+    places: Places, new_embeddings: NewEmbeddings
+) -> None:
+    """Its wait is no silence of the provider: another route is asked at once."""
+    limit = RateLimit(requests_per_minute=1, clock=places.clock)
+    own = new_embeddings(rate_limit=limit, clock=places.clock)
+    places.calls.closes(own)
+    router = places.router(own, places.model(1), max_batch_size=1, max_concurrency=1)
+    places.embed(router)
+    assert limit.in_flight == limit.waiting == 0
+    assert len(places.asked(1)) == 4
+    assert places.clock.sleeps == []
+
+
 def test_a_store_shares_what_a_server_said(places: Places) -> None:
     """Another router with the same store does not ask a place that is held."""
     store = MemoryStore()
@@ -469,14 +502,23 @@ def test_an_empty_budget_sends_no_retry(places: Places) -> None:
 
 def test_the_deadline_is_for_all_batches(places: Places) -> None:
     """No wait begins that would outlast it, and no batch begins after it."""
-    policy = RetryPolicy(max_retries=9, initial_delay=4, jitter=False, deadline=10)
-    router = places.router(max_batch_size=1, max_concurrency=1, retry_policy=policy)
-    for gateway in places.gateways:
-        gateway.script(Status(503), vectors([0.5] * 8), Status(503), Status(503))
-        gateway.always(Status(503))
-    with pytest.raises(RetryRouterError):
+    policy = RetryPolicy(max_retries=9, initial_delay=6, jitter=False, deadline=10)
+    fields: Any = {"max_batch_size": 1, "max_concurrency": 1, "retry_policy": policy}
+    router = places.router(places.model(), **fields)
+    places.gateways[0].script(Status(503), OK_ONE, Status(503))
+    with pytest.raises(UnavailableError) as raised:
         places.embed(router, ["a", "b", "c"])
-    assert places.clock.monotonic() <= 10
+    assert "would outlast the deadline of 10 s" in str(raised.value.__notes__)
+    assert places.clock.monotonic() == 6
+
+    def answer_late(_: Any) -> Step:
+        places.clock.advance(6)
+        return OK_ONE
+
+    places.gateways[0].always(answer_late)
+    with pytest.raises(APITimeoutError, match="the deadline of 10 s is over, and text"):
+        places.embed(router, ["a", "b", "c"])
+    assert len(places.asked(0)) == 3 + 2
 
 
 class Slow(DeterministicFakeEmbedding):

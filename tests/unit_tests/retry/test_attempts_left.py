@@ -117,3 +117,30 @@ def test_a_call_fails_only_when_no_route_has_attempts_left(
             sent = model.script[: model.asked]
             assert model.asked <= 3, both
             assert FINAL.isdisjoint(sent[:-1]), both
+
+
+@pytest.mark.parametrize("deadline", [None, 60, 10])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_wait_that_is_too_long_is_not_left_out(
+    twin: Twin, count: int, deadline: float | None
+) -> None:
+    """A failing route is asked again after its wait, or not at all.
+
+    Also if the wait is longer than `failover_after_wait`, or would outlast the
+    deadline: of two routes the other one is asked at once, and then both wait.
+    """
+    clock = FakeClock()
+    waits: Any = {"initial_delay": 6, "backoff_factor": 1, "jitter": False}
+    policy = RetryPolicy(max_retries=9, deadline=deadline, **waits)
+    router = RetryRouter(
+        routes=[ScriptedModel(script=("503",) * 99)] * count,
+        retry_policy=policy,
+        breaker_settings=None,
+        clock=clock,
+    )
+    with pytest.raises(UnavailableError) as raised:
+        twin.invoke(router, "hi")
+    asked = raised.value.attempts
+    assert asked <= count * (1 + clock.monotonic() // 6) + count - 1
+    assert clock.monotonic() >= 6
+    assert deadline is not None or asked == count * 10

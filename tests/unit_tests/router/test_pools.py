@@ -372,9 +372,10 @@ def test_pools_keep_their_place_in_the_list() -> None:
         model = Keyed(responses=[text], api_key="k")
         return Route.pool(model, api_keys=["one", "two"], name="same")
 
-    router = RetryRouter(routes=[pool("a"), pool("b")])
+    last = Route(model=Keyed(responses=["c"], api_key="k"), name="same#1-2")
+    router = RetryRouter(routes=[pool("a"), pool("b"), last])
     names = [route.name for route in router.routes]
-    assert names == ["same#1", "same#2", "same#1-2", "same#2-2"]
+    assert names == ["same#1", "same#2", "same#1-2", "same#2-2", "same#1-2-2"]
     assert firsts(router) == {"a": 60}
 
 
