@@ -26,7 +26,7 @@ from collections.abc import (
 )
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from langchain_retryrouter._retry.engine import LimiterWait
 
 logger = logging.getLogger(__name__)
+
+_FAILED: Final = "A callback handler failed in %s"
 
 AnyRunManager = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
 _RunManager = TypeVar(
@@ -84,22 +86,26 @@ def run_manager_of(
 
 @dataclass(slots=True)
 class Notifier:
-    """Calls `on_retry` of the handlers of a run, if there is one."""
+    """Tells the handlers of a run, if there is one; what they raise is logged."""
 
     run_manager: CallbackManagerForLLMRun | None
 
     def __call__(self, state: RetryCallState) -> None:
-        """Called before the wait."""
+        """Call `on_retry` of each handler, before the wait."""
         for single in _for_each_handler(self.run_manager):
             try:
                 single.on_retry(state)
             except Exception:
-                logger.warning("A callback handler failed in on_retry", exc_info=True)
+                logger.warning(_FAILED, "on_retry", exc_info=True)
 
     def limiter_wait(self, wait: LimiterWait) -> None:
         """Send the handlers the custom event `rate_limit_wait`."""
-        event, facts = _as_event(self.run_manager, wait)
-        handle_event(*event, **facts)
+        for single in _for_each_handler(self.run_manager):
+            event, facts = _as_event(single, wait)
+            try:
+                handle_event(*event, **facts)
+            except Exception:
+                logger.warning(_FAILED, "on_custom_event", exc_info=True)
 
 
 @dataclass(slots=True)
@@ -109,21 +115,25 @@ class AsyncNotifier:
     run_manager: AsyncCallbackManagerForLLMRun | None
 
     async def __call__(self, state: RetryCallState) -> None:
-        """Called before the wait."""
+        """Call `on_retry` of each handler, before the wait."""
         for single in _for_each_handler(self.run_manager):
             try:
                 await single.on_retry(state)
             except Exception:
-                logger.warning("A callback handler failed in on_retry", exc_info=True)
+                logger.warning(_FAILED, "on_retry", exc_info=True)
 
     async def limiter_wait(self, wait: LimiterWait) -> None:
         """Send the handlers the custom event `rate_limit_wait`."""
-        event, facts = _as_event(self.run_manager, wait)
-        await ahandle_event(*event, **facts)
+        for single in _for_each_handler(self.run_manager):
+            event, facts = _as_event(single, wait)
+            try:
+                await ahandle_event(*event, **facts)
+            except Exception:
+                logger.warning(_FAILED, "on_custom_event", exc_info=True)
 
 
 def _as_event(
-    run_manager: AnyRunManager | None, wait: LimiterWait
+    run_manager: AnyRunManager, wait: LimiterWait
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A wait as the arguments of `handle_event`."""
     data = {"limit": wait.limit.name, "route": wait.route, "seconds": wait.seconds}

@@ -3,8 +3,9 @@
 Closed, it admits every call. After `failure_threshold` retryable failures in a row, or
 if too large a share of the latest calls failed, it opens and refuses calls; so it does
 at once if a server asks for a long pause. After `recovery_time` it is half open: one
-call, the probe, is admitted. If the probe succeeds the breaker closes, if it fails the
-breaker opens again, and if it is cancelled another call may be the probe.
+call, the probe, is admitted. If it is answered, or the first token of a stream comes,
+the breaker closes; if it fails the breaker opens again, and if it is cancelled another
+call may be the probe.
 """
 
 from __future__ import annotations
@@ -331,10 +332,22 @@ class CircuitBreaker(Shareable):
             if not permit.is_probe:
                 self._count(has_failed=False)
                 return
-            self._was_probed = False
-            self._tell_probe("succeeded")
-            self._change(open_until=None)
+            self._close()
         self._report(BreakerState.CLOSED)
+
+    def probe_answers(self, permit: Permit) -> Permit:
+        """The first token of a probe's answer has come; the permit for the rest of it.
+
+        The breaker closes, and the next failure opens it again.
+        """
+        with self._lock:
+            if permit.generation != self._generation:
+                return permit
+            self._close()
+            self._failures = self.failure_threshold - 1
+            rest = Permit(self._generation, is_probe=False)
+        self._report(BreakerState.CLOSED)
+        return rest
 
     def failed(
         self,
@@ -597,6 +610,12 @@ class CircuitBreaker(Shareable):
         now = self._clock.monotonic()
         self._change(open_until=now + pause + jitter)
         self._held_until, self._is_held = now + held, is_held
+
+    def _close(self) -> None:
+        """The probe has succeeded."""
+        self._was_probed = False
+        self._tell_probe("succeeded")
+        self._change(open_until=None)
 
     def _change(self, *, open_until: float | None) -> None:
         self._generation += 1

@@ -6,11 +6,12 @@ calls by a `CallObserver`.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from langchain_retryrouter._prices import (
     Prices,
@@ -26,6 +27,8 @@ from langchain_retryrouter.rate_limits import Reservation
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_NOTHING: Final = contextlib.nullcontext()
 
 
 @dataclass(slots=True)
@@ -120,20 +123,14 @@ class CallObserver:
     def ended(self, error: BaseException | None) -> None:
         """The call is over; nothing is called after this."""
 
-    def attach(self, number: int) -> Callable[[], object]:
+    def attach(self, number: int) -> Callable[[], object] | None:
         """Make an attempt current in this thread or task, until the result is called.
 
         It is done around all code that sends the attempt's request.
         """
-        del number
-        return _do_nothing
 
     async def flush(self) -> None:
         """Awaited by async calls after each of the others, for observers that await."""
-
-
-def _do_nothing() -> None:
-    pass
 
 
 class CallLog:
@@ -240,23 +237,20 @@ class CallLog:
             guarded(observer.ended, error)
         self.cost_of = None  # It holds the call.
 
-    def attach(self, number: int | None = None) -> Callable[[], object]:
-        """Make an attempt, or else the latest, current; the result undoes it."""
+    def attach(self, number: int | None = None) -> AbstractContextManager[object]:
+        """Make an attempt, or else the latest, current in a `with` block."""
         if not (self.observers or self.held_by):
-            return _do_nothing
+            return _NOTHING
         number = self.attempts if number is None else number
-        undo = [guarded(observer.attach, number) for observer in self.observers]
+        undo = contextlib.ExitStack()
+        for observer in self.observers:
+            if (detach := guarded(observer.attach, number)) is not None:
+                undo.callback(guarded, detach)
         if self.held_by:
             at = next(r.position for r in reversed(self.records) if r.number == number)
             held = HELD_LIMITS.get().union(*(limits[at] for limits in self.held_by))
-            undo.append(functools.partial(HELD_LIMITS.reset, HELD_LIMITS.set(held)))
-
-        def detach() -> None:
-            for one in reversed(undo):
-                if one is not None:
-                    one()
-
-        return detach
+            undo.callback(HELD_LIMITS.reset, HELD_LIMITS.set(held))
+        return undo
 
     async def flush(self) -> None:
         """Let the observers await what they have to."""

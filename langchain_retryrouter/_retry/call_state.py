@@ -307,6 +307,18 @@ class CallState(CallLog):
         said = (f"{name}: {reason}" for name, reason in names.items() if reason)
         return replace(first, reason="; ".join(said))
 
+    def begins_to_answer(self) -> None:
+        """The first token of the current attempt has come.
+
+        It ends a probe: other calls are not refused until a long answer is whole, or
+        until its caller has read it.
+        """
+        attempt = self._current
+        breaker, permit = self.routes[attempt.position].breaker, attempt.permit
+        if breaker is not None and permit is not None and permit.is_probe:
+            attempt.permit = breaker.probe_answers(permit)
+            self.tell("breaker", route=attempt.route, now=breaker.state)
+
     def succeeded(self, *, is_over: bool = False) -> None:
         """The current attempt brought a complete answer.
 

@@ -359,6 +359,11 @@ class RetryController:
             number, delay = self.call_state.attempt, self.delay()
             hook(RetryEvent(number, error.route, error.kind, error, delay, next_route))
 
+    def answered(self) -> None:
+        """The attempt has its answer; that of a stream is not over yet."""
+        if not self._is_stream:
+            self.call_state.succeeded(is_over=True)
+
     def begin_wait(self, seconds: float) -> None:
         """A wait begins, unless a slow listener used up the time for it."""
         if self.call_state.deadline_exceeded() and self._last_error is not None:
@@ -491,13 +496,8 @@ def call(
         attempt = begin(controller, notify)
 
         def send_attached() -> T:
-            if not (state.observers or state.held_by):
+            with state.attach(attempt.number):
                 return send(attempt)
-            detach = state.attach(attempt.number)
-            try:
-                return send(attempt)
-            finally:
-                detach()
 
         if attempt.timeout is None:
             return send_attached()
@@ -507,7 +507,6 @@ def call(
             raise controller.timed_out(attempt) from error
 
     result = run(controller, attempt, notify)
-    state.succeeded(is_over=True)
     context.end()
     return result
 
@@ -524,21 +523,16 @@ async def acall(
     async def attempt() -> T:
         attempt = await abegin(controller, notify)
         await state.flush()
-        detach = state.attach(attempt.number)
-        try:
-            if attempt.timeout is None:
-                return await send(attempt)
-            async with asyncio.timeout(attempt.timeout) as limit:
-                return await send(attempt)
-        except TimeoutError as error:
-            if attempt.timeout is None or not limit.expired():
-                raise
-            raise controller.timed_out(attempt) from error
-        finally:
-            detach()
+        with state.attach(attempt.number):
+            try:
+                async with asyncio.timeout(attempt.timeout) as limit:
+                    return await send(attempt)
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise
+                raise controller.timed_out(attempt) from error
 
     result = await arun(controller, attempt, notify)
-    state.succeeded(is_over=True)
     await context.aend()
     return result
 
@@ -566,11 +560,13 @@ def run(
         reraise=True,
     )
     try:
-        return retrying(attempt)
+        result = retrying(attempt)
+        controller.answered()
     except BaseException as error:
         controller.finalize_error(error)
         controller.context.end(error)
         raise
+    return result
 
 
 async def arun(
@@ -599,8 +595,10 @@ async def arun(
         reraise=True,
     )
     try:
-        return await retrying(attempt)
+        result: T = await retrying(attempt)
+        controller.answered()
     except BaseException as error:
         controller.finalize_error(error)
         await controller.context.aend(error)
         raise
+    return result

@@ -90,9 +90,8 @@ class HedgedSource(_Race[EventSource[E], E]):
             with self._lock:
                 source = None if self._is_aborted else self.begin()
                 if source is not None:
-                    detach = self.call_state.attach()
-                    self._start(source)
-                    detach()
+                    with self.call_state.attach():
+                        self._start(source)
         streams = len(self._streams)
         while (winner := self._winner(openings, streams)) is None:
             openings.update([self._finished.get()])
@@ -155,9 +154,8 @@ class AHedgedSource(_Race[AEventSource[E], E]):
         self._racers.append(_Racer(self.first, self.says))
         await asyncio.wait([self._racers[0].opening], timeout=self.after)
         if not self._openings() and (source := self.begin()) is not None:
-            detach = self.call_state.attach()
-            self._racers.append(_Racer(source, self.says))
-            detach()
+            with self.call_state.attach():
+                self._racers.append(_Racer(source, self.says))
         racers = len(self._racers)
         while (winner := self._winner(self._openings(), racers)) is None:
             pending = [one.opening for one in self._racers if not one.opening.done()]

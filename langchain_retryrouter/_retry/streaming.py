@@ -19,7 +19,7 @@ from collections.abc import (
     Callable,
     Generator,
 )
-from typing import Generic, NamedTuple, NoReturn, TypeAlias, TypeVar
+from typing import Final, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 from langchain_retryrouter._retry.engine import (
     ANotify,
@@ -64,18 +64,21 @@ Classifier: TypeAlias = Callable[[E], ChunkInfo]
 
 # Seconds to wait for what follows a complete answer, such as token usage.
 _AFTER_THE_END = 5.0
+_NO_END: Final = "the stream ended before the answer was complete"
 
 
 class StreamMonitor(Generic[E]):
     """The state of one attempt's stream, shared by the sync and async engine.
 
-    `buffer` has the events that were read before the first one was handed over,
-    `is_complete` is whether the protocol's end was seen, and `is_timed` whether
-    something else than `stall_timeout` limits the time between events.
+    `buffer` has the events that were read before the first one was handed over, and
+    `is_complete` is whether the protocol's end was seen.
     """
 
     def __init__(
-        self, controller: RetryController, classify_chunk: Classifier[E]
+        self,
+        controller: RetryController,
+        attempt: Attempt,
+        classify_chunk: Classifier[E],
     ) -> None:
         self.buffer: list[E] = []
         self.first_token_delivered = False
@@ -83,8 +86,12 @@ class StreamMonitor(Generic[E]):
         self.is_complete = False
         self.is_over = False
         self._controller = controller
+        self._call_state = controller.call_state
         self._policy = policy = controller.call_state.policy
-        self.is_timed = policy.deadline is not None
+        self._attempt = attempt
+        self._began = controller.call_state.clock.monotonic()
+        # Whether something else than `stall_timeout` limits the time between events.
+        self._is_timed = policy.deadline is not None
         self._classify_chunk = classify_chunk
         self._text: list[str] = []
         self._is_counted = False
@@ -108,13 +115,15 @@ class StreamMonitor(Generic[E]):
         if chunk.text:
             self._text.append(chunk.text)
         if chunk.is_token:
-            self.saw_token = True
+            if not self.saw_token:
+                self.saw_token = True
+                self._call_state.begins_to_answer()
             self.is_complete = False  # An end that a token follows was not the end.
         if chunk.is_end:
-            self.is_complete = self.is_timed = True
+            self.is_complete = self._is_timed = True
             if not self._is_counted:
                 self._is_counted = True
-                self._controller.call_state.succeeded()
+                self._call_state.succeeded()
         if chunk.is_last:
             self.is_over = True
             self.ended()
@@ -123,31 +132,41 @@ class StreamMonitor(Generic[E]):
 
     def limit(self) -> float | None:
         """Seconds that the next event may take; None for no limit."""
+        if not self._is_timed:
+            return self._policy.stall_timeout
         limits = [_AFTER_THE_END] if self.is_complete else []
         if self._policy.stall_timeout is not None:
             limits.append(self._policy.stall_timeout)
         if self._policy.deadline is not None:
-            limits.append(self._controller.call_state.remaining())
-        return min(limits) if limits else None
+            limits.append(self._call_state.remaining())
+        return min(limits)
+
+    def opening_limit(self) -> float | None:
+        """Seconds that the next event may take before any is handed over."""
+        if self.saw_token:
+            return self.limit()
+        if self._attempt.timeout is None:
+            return None
+        return self._attempt.timeout + self._began - self._call_state.clock.monotonic()
 
     def ended(self) -> None:
         """The body is over, which is an error if the answer is not complete."""
         if not self.is_complete:
-            self._interrupt("the stream ended before the answer was complete")
+            self.interrupt(_NO_END)
 
     def failed(self, error: RetryRouterError) -> None:
         """Reading failed, which does not matter if the answer is complete."""
         if not self.is_complete:
             if error.failure.kind in {FailureKind.CONNECTION, FailureKind.TIMEOUT}:
-                self._interrupt(error.message, cause=error)
+                self.interrupt(error.message, cause=error)
             self._raise(error)
 
     def stalled(self, limit: float | None) -> None:
         """The next event did not come in time."""
         if not self.is_complete:
-            self._interrupt(self._limit_exceeded(limit or 0.0))
+            self.interrupt(self._limit_exceeded(limit or 0.0))
 
-    def timed_out(self, attempt: Attempt) -> RetryRouterError:
+    def timed_out(self) -> RetryRouterError:
         """The error for an attempt that ran out of time before any event was delivered.
 
         It is a timeout and not an interrupted stream, since another route may be
@@ -156,19 +175,20 @@ class StreamMonitor(Generic[E]):
         if self._controller.context.is_buffered and self.saw_token:
             message = self._limit_exceeded(self.limit() or 0.0)
             return self._controller.context.errors[FailureKind.TIMEOUT](message)
-        return self._controller.timed_out(attempt)
+        return self._controller.timed_out(self._attempt)
+
+    def interrupt(
+        self, message: str, cause: RetryRouterError | None = None
+    ) -> NoReturn:
+        """Raise that the stream broke off."""
+        error_class = self._controller.context.errors[FailureKind.INTERRUPTED]
+        error = error_class(f"{message}, after {len(self.delivered)} characters")
+        self._raise(error, cause)
 
     def _limit_exceeded(self, limit: float) -> str:
         if limit == self._policy.stall_timeout:
             return f"the stream was silent for {limit:.3g} s"
         return f"the deadline of {self._policy.deadline:g} s is over"
-
-    def _interrupt(
-        self, message: str, cause: RetryRouterError | None = None
-    ) -> NoReturn:
-        error_class = self._controller.context.errors[FailureKind.INTERRUPTED]
-        error = error_class(f"{message}, after {len(self.delivered)} characters")
-        self._raise(error, cause)
 
     def _raise(
         self, error: RetryRouterError, cause: RetryRouterError | None = None
@@ -200,65 +220,69 @@ def stream(
             with `delivered`.
     """
     controller = RetryController(context, is_stream=True)
-    clock = context.call_state.clock
-    stall = context.call_state.policy.stall_timeout
+    state, error = context.call_state, None
 
     def attempt() -> tuple[_Stream[E], StreamMonitor[E]]:
-        """Connect, and read up to the first event that may be handed over."""
         attempt = begin(controller, notify)
-        began, monitor = clock.monotonic(), StreamMonitor(controller, new_classifier())
-        has_limits = attempt.timeout is not None or stall is not None
-        detach = context.call_state.attach(attempt.number)
-        try:
+        monitor = StreamMonitor(controller, attempt, new_classifier())
+        has_limits = (attempt.timeout, state.policy.stall_timeout) != (None, None)
+        with state.attach(attempt.number):
             events: _Stream[E] = (ThreadedStream if has_limits else DirectStream)(
                 lambda: connect(attempt)
             )
-            try:
-                while True:
-                    limit = monitor.limit() if monitor.saw_token else attempt.timeout
-                    if limit is not None and not monitor.saw_token:
-                        limit -= clock.monotonic() - began
-                    event = events.next(limit)
-                    if isinstance(event, End):
-                        monitor.ended()
-                    elif monitor.hold(event):
-                        return events, monitor
-            except BaseException as error:
-                events.close()
-                if isinstance(error, TimeLimitError):
-                    raise monitor.timed_out(attempt) from error
-                raise
-        finally:
-            detach()
+            _open(events, monitor)
+        return events, monitor
 
     events, monitor = run(controller, attempt, notify)
     monitor.first_token_delivered = True
     try:
         yield from monitor.buffer
         while not monitor.is_over:
-            limit = monitor.limit() if monitor.is_timed else stall
-            try:
-                event = events.next(limit)
-            except TimeLimitError:
-                monitor.stalled(limit)
-                break
-            except RetryRouterError as error:
-                monitor.failed(error)
-                break
+            event = _next_event(events, monitor)
             if isinstance(event, End):
-                monitor.ended()
                 break
             monitor.see(event)
             yield event
-    except BaseException as error:
-        context.call_state.cancelled()
-        context.end(error)
+    except BaseException as left:
+        error = left
         raise
     finally:
         # First, since closing may fail; it changes nothing in a call that has ended.
-        context.call_state.cancelled()
-        context.end()
+        state.cancelled()
+        context.end(error)
         events.close()
+
+
+def _open(events: _Stream[E], monitor: StreamMonitor[E]) -> None:
+    """Connect, and read up to the first event that may be handed over."""
+    try:
+        while True:
+            event = events.next(monitor.opening_limit())
+            if isinstance(event, End):
+                monitor.interrupt(_NO_END)
+            if monitor.hold(event):
+                return
+    except BaseException as error:
+        events.close()
+        if isinstance(error, TimeLimitError):
+            raise monitor.timed_out() from error
+        raise
+
+
+def _next_event(events: _Stream[E], monitor: StreamMonitor[E]) -> E | End:
+    """The next event; `END` also if silence or an error follows a whole answer."""
+    limit = monitor.limit()
+    try:
+        event = events.next(limit)
+    except TimeLimitError:
+        monitor.stalled(limit)
+        return END
+    except RetryRouterError as error:
+        monitor.failed(error)
+        return END
+    if isinstance(event, End):
+        monitor.ended()
+    return event
 
 
 async def astream(
@@ -269,34 +293,14 @@ async def astream(
 ) -> AsyncGenerator[E, None]:
     """Async variant of `stream`."""
     controller = RetryController(context, is_stream=True)
-    stall = context.call_state.policy.stall_timeout
+    state, error = context.call_state, None
 
     async def attempt() -> tuple[AEventSource[E], AsyncIterator[E], StreamMonitor[E]]:
         attempt = await abegin(controller, notify)
-        await context.call_state.flush()
-        monitor = StreamMonitor(controller, new_classifier())
-        source: AEventSource[E] | None = None
-        detach = context.call_state.attach(attempt.number)
-        try:
-            async with asyncio.timeout(attempt.timeout) as limit:
-                source = await connect(attempt)
-                events = aiter(source)
-                async for event in events:
-                    if monitor.hold(event):
-                        return source, events, monitor
-                    if monitor.saw_token:
-                        left, now = monitor.limit(), asyncio.get_running_loop().time()
-                        limit.reschedule(None if left is None else now + left)
-                monitor.ended()
-        except BaseException as error:
-            if source is not None:
-                await source.aclose()
-            if isinstance(error, TimeoutError) and limit.expired():
-                raise monitor.timed_out(attempt) from error
-            raise
-        finally:
-            detach()
-        raise AssertionError  # `ended` raises.
+        await state.flush()
+        monitor = StreamMonitor(controller, attempt, new_classifier())
+        with state.attach(attempt.number):
+            return *await _aopen(connect, attempt, monitor), monitor
 
     source, events, monitor = await arun(controller, attempt, notify)
     monitor.first_token_delivered = True
@@ -304,34 +308,66 @@ async def astream(
         for event in monitor.buffer:
             yield event
         while not monitor.is_over:
-            limit = monitor.limit() if monitor.is_timed else stall
-            scope = asyncio.timeout(limit)
-            try:
-                if limit is None:
-                    following = await anext(events, END)
-                else:
-                    async with scope:
-                        following = await anext(events, END)
-            except TimeoutError:
-                if limit is None or not scope.expired():
-                    raise
-                monitor.stalled(limit)
-                break
-            except RetryRouterError as error:
-                monitor.failed(error)
-                break
+            following = await _anext_event(events, monitor)
             if isinstance(following, End):
-                monitor.ended()
                 break
             monitor.see(following)
             yield following
-    except BaseException as error:
-        context.call_state.cancelled()
-        await context.aend(error)
+    except BaseException as left:
+        error = left
         raise
     finally:
-        context.call_state.cancelled()
+        state.cancelled()
         try:
-            await context.aend()
+            await context.aend(error)
         finally:
             await source.aclose()
+
+
+async def _aopen(
+    connect: Callable[[Attempt], Awaitable[AEventSource[E]]],
+    attempt: Attempt,
+    monitor: StreamMonitor[E],
+) -> tuple[AEventSource[E], AsyncIterator[E]]:
+    """Connect, and read up to the first event that may be handed over."""
+    source: AEventSource[E] | None = None
+    try:
+        async with asyncio.timeout(attempt.timeout) as limit:
+            source = await connect(attempt)
+            events = aiter(source)
+            async for event in events:
+                if monitor.hold(event):
+                    return source, events
+                if monitor.saw_token:
+                    left, now = monitor.limit(), asyncio.get_running_loop().time()
+                    limit.reschedule(None if left is None else now + left)
+            monitor.interrupt(_NO_END)
+    except BaseException as error:
+        if source is not None:
+            await source.aclose()
+        if isinstance(error, TimeoutError) and limit.expired():
+            raise monitor.timed_out() from error
+        raise
+
+
+async def _anext_event(events: AsyncIterator[E], monitor: StreamMonitor[E]) -> E | End:
+    """Async variant of `_next_event`."""
+    limit = monitor.limit()
+    scope = asyncio.timeout(limit)
+    try:
+        if limit is None:
+            event = await anext(events, END)
+        else:
+            async with scope:
+                event = await anext(events, END)
+    except TimeoutError:
+        if limit is None or not scope.expired():
+            raise
+        monitor.stalled(limit)
+        return END
+    except RetryRouterError as error:
+        monitor.failed(error)
+        return END
+    if isinstance(event, End):
+        monitor.ended()
+    return event

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import logging
 import os
 import queue
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import ContextVar, copy_context
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from langchain_retryrouter.errors import APIConnectionError
 
@@ -310,29 +310,31 @@ def gather_bounded(
     """
     if min(len(requests), at_once) <= 1:
         return [send(request) for request in requests]
-    errors: list[BaseException] = []
+    results: queue.SimpleQueue[tuple[int, Result[Answer]]] = queue.SimpleQueue()
 
-    def run(request: Request) -> Answer | None:
-        if errors:
-            return None
-        try:
-            return send(request)
-        except BaseException as error:
-            errors.append(error)
-            raise
+    def start(place: int) -> Callable[[], None]:
+        work = functools.partial(send, requests[place])
+        return run_in_worker(lambda: results.put((place, _outcome(work))))
 
-    with ThreadPoolExecutor(min(len(requests), at_once)) as threads:
-        try:
-            answers = [
-                threads.submit(copy_context().run, run, request) for request in requests
-            ]
-            wait(answers)
-        except BaseException as error:  # Such as Ctrl-C, which only this thread sees.
-            errors.append(error)
-            raise
-    if errors:
-        raise errors[0]
-    return [cast("Answer", answer.result()) for answer in answers]
+    places = iter(range(len(requests)))
+    answers: dict[int, Any] = {}
+    first_error: BaseException | None = None
+    aborts = {place: start(place) for place in itertools.islice(places, at_once)}
+    try:
+        while aborts:
+            place, (answers[place], error) = results.get()
+            del aborts[place]
+            first_error = error if first_error is None else first_error
+            following = next(places, None) if first_error is None else None
+            if following is not None:
+                aborts[following] = start(following)
+    except BaseException:  # Such as Ctrl-C, which only this thread sees.
+        for abort in aborts.values():
+            abort()
+        raise
+    if first_error is not None:
+        raise first_error
+    return [answers[place] for place in range(len(requests))]
 
 
 async def agather_bounded(

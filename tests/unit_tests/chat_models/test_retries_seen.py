@@ -28,6 +28,7 @@ from tenacity import RetryCallState
 from langchain_retryrouter import (
     APIConnectionError,
     GPTRouter,
+    RateLimit,
     RateLimitError,
     RetryRouter,
     UnavailableError,
@@ -316,6 +317,11 @@ class Broken(Watcher):
         msg = "this handler is broken"
         raise RuntimeError(msg)
 
+    def on_custom_event(self, *_: Any, run_id: UUID, **__: Any) -> None:
+        self.diary.write("limited", run_id)
+        msg = "this handler is broken"
+        raise RuntimeError(msg)
+
 
 @pytest.mark.parametrize("is_inline", [False, True])
 @pytest.mark.parametrize("way", WAYS)
@@ -334,6 +340,18 @@ def test_a_broken_handler_breaks_nothing(
     assert [diary.events for diary in diaries] == [events] * 3
     logged = [r for r in caplog.records if "failed in on_retry" in r.getMessage()]
     assert [type(r.exc_info[1]) for r in logged if r.exc_info] == [RuntimeError] * 2
+
+
+def test_a_broken_handler_breaks_no_wait_for_a_rate_limit(
+    env: Env, diary: Diary, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The custom event `rate_limit_wait` fails no call either."""
+    limit = RateLimit(requests_per_minute=60, clock=env.clock)
+    llm = env.llm(rate_limit=limit, callbacks=[Broken(diary)])
+    env.invoke(llm, "hi")
+    env.invoke(llm, "hi")
+    assert diary.events == ["start", "end", "start", "limited", "end"]
+    assert "failed in on_custom_event" in caplog.text
 
 
 def test_ignore_retry_is_respected(env: Env, diary: Diary) -> None:

@@ -9,11 +9,21 @@ import pytest
 import tenacity
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.rate_limiters import BaseRateLimiter
 
-from langchain_retryrouter import CircuitBreaker, RetryBudget, RetryPolicy, RetryRouter
+from langchain_retryrouter import (
+    BreakerState,
+    CircuitBreaker,
+    RateLimit,
+    RetryBudget,
+    RetryPolicy,
+    RetryRouter,
+    Route,
+)
 from langchain_retryrouter._retry.engine import RetryContext
 from langchain_retryrouter.circuit_breaker import Permit
 from langchain_retryrouter.testing import FakeClock
+from tests.unit_tests.conftest import Twin
 
 from .scripted import (
     END,
@@ -59,11 +69,11 @@ class Shared:
             clock, budget=self.budget, breaker=self.breaker
         )
 
-    def check_given_back(self) -> None:
-        """The breaker admits another probe, and no token is missing."""
+    def check_given_back(self, *, has_answered: bool = False) -> None:
+        """The breaker admits another call, and no token is missing."""
         permit = self.breaker.admit()
         assert isinstance(permit, Permit)
-        assert permit.is_probe
+        assert permit.is_probe is not has_answered  # A first token ends a probe.
         assert self.budget.tokens == 500
 
 
@@ -105,7 +115,7 @@ def test_from_a_stream(
     assert script.numbers == [1]
     assert source.closed == (before is not None)
     assert outcomes(shared.context) == ["cancelled"]
-    shared.check_given_back()
+    shared.check_given_back(has_answered=HEL in (before or ()))
 
 
 @calls_and_streams
@@ -175,7 +185,44 @@ def test_a_close_that_fails_is_raised(engine: Engine, shared: Shared) -> None:
     source = Source(HEL, LO, on_close=OSError("already gone"))
     with pytest.raises(OSError, match="already gone"):
         engine.stream(shared.context, Script(source), stop_after=1)
-    shared.check_given_back()
+    shared.check_given_back(has_answered=True)
+
+
+class BrokenLimiter(BaseRateLimiter):
+    """A rate limiter with a bug."""
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        raise KeyError(blocking)
+
+    async def aacquire(self, *, blocking: bool = True) -> bool:
+        raise KeyError(blocking)
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+@pytest.mark.parametrize("bug", ["listener of a breaker", "limiter of a hedge"])
+def test_a_bug_keeps_no_permit(twin: Twin, bug: str, method: str) -> None:
+    """What a function of the caller raises leaves the call, which holds nothing."""
+    limit = RateLimit(max_concurrency=1)
+    slow = FakeListChatModel(responses=["hello"], sleep=0.1)
+    if bug == "listener of a breaker":
+        clock = FakeClock()
+
+        def listen(_: BreakerState, now: BreakerState) -> None:
+            if now is BreakerState.CLOSED:
+                raise KeyError
+
+        breaker = CircuitBreaker(clock=clock, on_state_change=listen)
+        breaker.open_for(1)
+        clock.advance(1)
+        routes = [Route(model=slow, breaker=breaker, rate_limit=limit)]
+    else:
+        method, limiter = "stream", BrokenLimiter()
+        broken = FakeListChatModel(responses=["hello"], rate_limiter=limiter)
+        routes = [Route(model=slow), Route(model=broken, rate_limit=limit)]
+    router = RetryRouter(routes=routes, hedge_after=0.01)
+    with pytest.raises(KeyError):
+        getattr(twin, method)(router, "hi")
+    assert limit.in_flight == 0
 
 
 # --- cancellation as asyncio does it ---
@@ -207,7 +254,7 @@ async def test_cancelled_while_it_closes(shared: Shared) -> None:
         await events.aclose()
 
     await cancel_at_rest(close())
-    shared.check_given_back()
+    shared.check_given_back(has_answered=True)
 
 
 # --- models that swallow a cancellation ---

@@ -100,8 +100,8 @@ class FakeHedge:
     def ends_call(self, _failure: Failure | None) -> bool:
         return False
 
-    def attach(self) -> Callable[[], None]:
-        return lambda: None
+    def attach(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def race(self, first: Any) -> HedgedSource[ChunkInfo]:
         call: Any = self

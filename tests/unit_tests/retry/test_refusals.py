@@ -1,5 +1,6 @@
 """Calls that share a circuit breaker, or that wait for a rate limiter."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,15 +15,20 @@ from langchain_retryrouter import (
     RateLimitError,
     RetryBudget,
     RetryPolicy,
+    StreamInterruptedError,
     UnavailableError,
 )
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
+from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import BASE_ERRORS
 from langchain_retryrouter.testing import FakeClock
 
 from .scripted import (
+    END,
+    ROLE,
     Engine,
     Script,
+    Source,
     Start,
     answer_for,
     calls_and_streams,
@@ -30,7 +36,10 @@ from .scripted import (
     failures,
     one_turn,
     outcomes,
+    token,
 )
+
+HEL, LO = token("Hel"), token("lo")
 
 
 def opened(clock: FakeClock, seconds_ago: float) -> CircuitBreaker:
@@ -95,6 +104,26 @@ def test_a_call_can_be_the_probe(engine: Engine, start: Start) -> None:
     breaker = opened(engine.clock, 30)
     start(engine, engine.context(breaker=breaker), Script(answer_for(start)))
     assert breaker.state is BreakerState.CLOSED
+
+
+def test_a_probe_that_streams_holds_up_no_other_call(engine: Engine) -> None:
+    """Its first token closes the breaker, which opens again if the stream breaks."""
+    breaker = CircuitBreaker(failure_threshold=3, clock=engine.clock)
+    states: list[BreakerState] = []
+
+    def event(chunk: ChunkInfo) -> ChunkInfo:
+        states.append(breaker.state)
+        return chunk
+
+    for end, after in ((END, BreakerState.CLOSED), (LO, BreakerState.OPEN)):
+        breaker.open_for(30)
+        engine.clock.advance(30)
+        states.clear()
+        source = Source(lambda: event(ROLE), HEL, lambda: event(LO), end)
+        with contextlib.suppress(StreamInterruptedError):
+            engine.stream(engine.context(breaker=breaker), Script(source))
+        assert states == [BreakerState.HALF_OPEN, BreakerState.CLOSED]
+        assert breaker.state is after
 
 
 @calls_and_streams

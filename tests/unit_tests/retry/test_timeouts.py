@@ -1,22 +1,25 @@
 """Time limits of sync code: the caller waits no longer than the limit."""
 
 import contextvars
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Generator, Iterator
 
 import pytest
+from pydantic import SecretStr
 
-from langchain_retryrouter import RetryPolicy, RetryRouter
+from langchain_retryrouter import OpenAIChat, RetryPolicy, RetryRouter
 from langchain_retryrouter._retry.timeouts import (
     End,
     ThreadedStream,
     TimeLimitError,
     run_with_timeout,
 )
-from langchain_retryrouter.testing import Answer, FaultyGateway, Stall
+from langchain_retryrouter.testing import Answer, FaultyGateway, Silence, Stall
 from tests.support.models import gpt_router
 
 LONG = 30.0
@@ -134,6 +137,22 @@ def test_a_process_forks_and_ends(script: str) -> None:
     imports = "from langchain_retryrouter._retry.timeouts import *\n"
     code = "import os, sys, threading\n" + imports + textwrap.dedent(script)
     subprocess.run([sys.executable, "-c", code], check=True, timeout=LONG)
+
+
+def test_ctrl_c_does_not_wait_for_requests_in_threads() -> None:
+    """A call that sends several prompts at once ends at once, as one of a prompt."""
+    began, before = time.monotonic(), signal.getsignal(signal.SIGALRM)
+    with FaultyGateway() as gateway:
+        model = OpenAIChat(base_url=gateway.openai_url, api_key=SecretStr("any"))
+        model.invoke("first, since it reads files")
+        gateway.always(Silence(LONG))
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(["one", "two", "three"])
+        signal.signal(signal.SIGALRM, before)
+        assert len(gateway.requests) == 4
+    assert time.monotonic() - began < LONG / 2
 
 
 @pytest.mark.parametrize("method", ["invoke", "stream"])

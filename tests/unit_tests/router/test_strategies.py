@@ -1,5 +1,6 @@
 """In which order routes are asked: by list, by turn, by weight, by speed."""
 
+import asyncio
 import copy
 import math
 import pickle
@@ -12,9 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.language_models import FakeListChatModel
+from langchain_core.outputs import ChatResult
 
-from langchain_retryrouter import RetryRouter, Route
+from langchain_retryrouter import RetryPolicy, RetryRouter, Route
 from langchain_retryrouter._router.strategies import STRATEGIES, Strategy
+from langchain_retryrouter.testing import FakeClock
+from tests.unit_tests.conftest import Twin
 
 names = st.sampled_from(sorted(STRATEGIES))
 measures = st.tuples(st.integers(0, 5), st.floats(0, 1e6), st.floats(-1e9, 1e9))
@@ -155,6 +159,44 @@ def test_a_route_without_weight_is_the_last_resort() -> None:
 
 
 # --- by speed -----------------------------------------------------------------------
+
+
+class Silent(FakeListChatModel):
+    """A model for which half a minute passes, and which does not answer then either."""
+
+    clock: FakeClock
+    may_end: Any
+    asked: int = 0
+
+    def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        self.asked += 1
+        self.clock.advance(30)
+        self.may_end.wait(10)
+        return super()._generate(*args, **kwargs)
+
+    async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        self.asked += 1
+        self.clock.advance(30)
+        await asyncio.get_running_loop().create_future()
+        return self._generate(*args, **kwargs)
+
+
+def test_a_route_that_ran_out_of_time_counts_as_slow(
+    twin: Twin, clock: FakeClock
+) -> None:
+    """It is left by later calls, though nobody knows when it would have answered."""
+    may_end = threading.Event()
+    silent = Silent(clock=clock, may_end=may_end, responses=["not said"])
+    router = RetryRouter(
+        routes=[silent, FakeListChatModel(responses=["hello"])],
+        strategy="least_latency",
+        seed=1,
+        retry_policy=RetryPolicy(attempt_timeout=0.1),
+        clock=clock,
+    )
+    assert [twin.invoke(router, "hi").text for _ in range(20)] == ["hello"] * 20
+    assert silent.asked == 1
+    may_end.set()
 
 
 def test_the_faster_of_two_routes_leads() -> None:

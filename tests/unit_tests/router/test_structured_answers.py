@@ -308,6 +308,18 @@ def test_a_model_that_repeats_its_mistake_is_left(env: Env, method: Any) -> None
     assert len(sent["messages"]) == 1
 
 
+def test_a_model_that_was_left_for_its_mistake_is_not_asked_again(env: Env) -> None:
+    """Neither route is a last resort for the other, though each has a retry left."""
+    env.gateway.always(Answer(MISFITS[0]))
+    env.backup.always(Answer(MISFITS[0]))
+
+    with pytest.raises(RejectedAnswerError) as caught:
+        env.ask(env.router(both=True).with_structured_output(Person))
+
+    assert (len(env.gateway.requests), len(env.backup.requests)) == (2, 2)
+    assert caught.value.is_retryable is False
+
+
 @pytest.mark.parametrize("way", [*WAYS, "batch", "abatch"])
 @pytest.mark.parametrize("include_raw", [False, True])
 def test_there_is_never_a_silent_none(
