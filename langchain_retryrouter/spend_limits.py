@@ -27,6 +27,7 @@ Period: TypeAlias = Literal["minute", "hour", "day", "month"]
 _SECONDS: Final = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}
 _ROUNDING: Final = 1e-12
 _ASK_AGAIN: Final = 1.0  # Seconds until a store that had no more is asked again.
+_LOST: Final = 1.0  # Seconds after which a reply is not waited for any more.
 _PARTS: Final = 50  # Of a process's share, which are leased one by one.
 
 
@@ -181,8 +182,7 @@ class SpendLimit(Shareable):
     def _may_lease(self, price: Price) -> bool:
         """Whether the store may have what an attempt needs, as far as is known."""
         was_refused = self._refused_at >= self._now() - _ASK_AGAIN
-        is_up = self._store is not None and self._store.is_up
-        may_lease = is_up and (self._is_asking or not was_refused)
+        may_lease = self._is_answering() and (self._is_asking or not was_refused)
         return may_lease and price.estimate <= self.amount
 
     def _refusal(self, price: Price) -> Refusal:
@@ -209,10 +209,16 @@ class SpendLimit(Shareable):
         """
         if self._store is None:
             return self.amount
-        if self._store.is_up:
+        if self._is_answering():
             return self._leased
         left = max(0.0, self.amount - self._others - self._leased)
         return self._leased + left / self._processes
+
+    def _is_answering(self) -> bool:
+        """Whether the store is there, and does what it is asked."""
+        if self._store is None or not self._store.is_up or self._has_failed:
+            return False
+        return not self._is_asking or self._monotonic() - self._asked_at < _LOST
 
     def settle(self, one: SpendReservation, cost: float) -> None:
         """Count what an attempt has cost, in the period in which it began."""
@@ -231,8 +237,11 @@ class SpendLimit(Shareable):
         """Begin the next period if this one is over."""
         now = self._now()
         # A clock that was set back, by less than a period, does not give money back.
-        if 2 * self._began - self._ends <= now < self._ends:
-            return
+        if not 2 * self._began - self._ends <= now < self._ends:
+            self._begin(now)
+
+    def _begin(self, now: float) -> None:
+        """Begin the period of a time, in which nothing is spent so far."""
         if self.per == "month":
             day = datetime.fromtimestamp(now, UTC)
             first = datetime(day.year, day.month, 1, tzinfo=UTC)
@@ -249,7 +258,8 @@ class SpendLimit(Shareable):
 
     def _forget_store(self) -> None:
         self._leased = self._others = 0.0
-        self._is_asking = self._was_used = False
+        self._is_asking = self._has_failed = self._was_used = False
+        self._asked_at = -math.inf
         self._refused_at = -math.inf  # When the store had no more.
 
     def _chunk(self) -> float:
@@ -260,7 +270,7 @@ class SpendLimit(Shareable):
         with self._lock:
             if self._is_asking:
                 return
-            self._is_asking = True
+            self._is_asking, self._asked_at = True, self._monotonic()
             missing = self._spent + self._held + needed - self._leased
             more = max(missing, self._chunk())
         self._tell(more)
@@ -278,6 +288,7 @@ class SpendLimit(Shareable):
             with self._lock:
                 is_lease, is_current = delta > 0 and not is_forced, began == self._began
                 self._is_asking = self._is_asking and not is_lease
+                self._has_failed = reply is None
                 if is_lease and is_current and reply is not None:
                     self._leased += reply[1]
                     if reply[1] < delta:
@@ -294,16 +305,21 @@ class SpendLimit(Shareable):
         """Give back what is not used, each second, and ask what the others have."""
         with self._lock:
             self._roll()
-            unused = self._leased - self._spent - self._held
-            surplus = unused - (self._chunk() if self._was_used else 0.0)
+            excess = self._spent - self._leased
+            kept = self._chunk() if self._was_used else 0.0
             self._was_used = False
-        self._tell(-max(0.0, surplus))
+        if excess > _ROUNDING:  # It was spent while the store was away.
+            self._tell(excess, is_forced=True)
+        else:
+            self._tell(min(0.0, excess + self._held + kept))
 
     def learned(self, reply: Reply) -> None:
         """Take over what all processes have."""
         _, _, taken, processes, window = reply
         with self._lock:
             self._processes = max(1, processes)
+            if window == self._ends:  # It has begun by another process's clock.
+                self._begin(window)
             if window == self._began:
                 self._others = max(0.0, taken - self._leased)
 
@@ -317,6 +333,9 @@ class SpendLimit(Shareable):
 
     def _now(self) -> float:
         return (self._clock or SYSTEM_CLOCK).time()
+
+    def _monotonic(self) -> float:
+        return (self._clock or SYSTEM_CLOCK).monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         """The numbers and what was spent, without the clock and what is in flight."""

@@ -354,6 +354,7 @@ class _Lane:
                 self._set_up(is_up=True)
         for job, reply in zip(jobs, replies, strict=True):
             if isinstance(reply, Exception):
+                self._index_at = 0.0  # Which shows whether it refuses all.
                 self._log_refusal(job, reply)
             if job.on_reply is not None:
                 is_reply = isinstance(reply, str)
@@ -391,6 +392,11 @@ class _Lane:
             again = self._run(client, [jobs[at] for at in missing], loads=True)
             for at, reply in zip(missing, again, strict=True):
                 replies[at] = reply
+        for job, reply in zip(jobs, replies, strict=True):
+            if job.operation is NAMES and isinstance(reply, Exception):
+                # It refuses all; after a failover the address may be another node's.
+                client.connection_pool.disconnect()
+                raise reply
         return replies
 
     def _run(self, client: Any, jobs: list[_Job], *, loads: bool = False) -> list[Any]:

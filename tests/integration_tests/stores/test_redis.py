@@ -17,11 +17,13 @@ import pytest
 
 from langchain_retryrouter import (
     CircuitBreaker,
+    RateLimit,
     RateLimitError,
     RetryBudget,
     RetryPolicy,
     RetryRouter,
     Route,
+    SpendLimit,
 )
 from langchain_retryrouter._shared import LIMIT, SPEND, Operation
 from langchain_retryrouter.stores import RedisStore
@@ -45,7 +47,8 @@ LONG = Status(429, headers={"retry-after": "120"})
 
 
 def new_router(url: str, gateway: FaultyGateway, **fields: Any) -> RetryRouter:
-    route = Route(model=chat_openai(gateway.url), name="provider")
+    model = chat_openai(gateway.url)
+    route = Route(model=model, name="provider", input_price=1, output_price=1)
     policy = RetryPolicy(max_retries=0, max_retry_after=0.5)
     return RetryRouter(
         routes=[route], store=RedisStore(url), retry_policy=policy, **fields
@@ -74,6 +77,10 @@ FAULTS: dict[str, tuple[Change, Change]] = {
         lambda _, proxy: setattr(proxy, "delay", 0.0),
     ),
     "out of memory": (full, emptied),
+    "read-only": (
+        lambda s, _: s.client().replicaof("127.0.0.1", 1),
+        lambda s, _: s.client().replicaof("NO", "ONE"),
+    ),
 }
 
 
@@ -84,7 +91,10 @@ def test_redis_fails_while_calls_learn(
     """No call fails or waits for Redis; what was learned is sent when it is back."""
     begin, end = FAULTS[fault]
     proxy = SlowProxy(redis_server.port)
-    router = new_router(proxy.url, gateway, budget=RetryBudget())
+    limits: Any = {"rate_limit": RateLimit(requests_per_minute=60_000)}
+    money = RedisStore(proxy.url)
+    limits["spend_limit"] = SpendLimit(100, name="money", store=money)
+    router = new_router(proxy.url, gateway, budget=RetryBudget(), **limits)
     assert twin.invoke(router, "hi").content
     eventually(lambda: states(RedisStore(redis_server.url)) == ["closed"])
     begin(redis_server, proxy)
@@ -105,7 +115,7 @@ def test_redis_fails_while_calls_learn(
     breaker = CircuitBreaker(name=router.routes[0].scope, store=other)
     eventually(lambda: breaker.is_open, seconds=10)
     assert 100 < breaker.retry_after <= 120
-    for store in (other, router.store):
+    for store in (other, router.store, money):
         store.close()
     proxy.close()
 

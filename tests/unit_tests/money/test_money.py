@@ -747,10 +747,56 @@ def test_a_store_that_is_away_leaves_each_process_its_share() -> None:
     server.connected = False
     eventually(lambda: not any(store.is_up for store in stores))
     for limit in limits:
-        assert isinstance(limit.reserve(Price(3, 3)), SpendReservation)
+        one = limit.reserve(Price(3, 3))
+        assert isinstance(one, SpendReservation)
         assert not isinstance(limit.reserve(Price(3, 3)), SpendReservation)
+        one.settle(3)
+    server.connected = True
+    eventually(lambda: stores[0].is_up and taken(stores[0]) == pytest.approx(8))
     for store in stores:
         store.close()
+
+
+def taken(store: RedisStore) -> float:
+    """What all processes have spent or leased."""
+    scopes = [one for one in store.snapshot() if one.kind == "spend"]
+    return float(scopes[0].facts["taken"]) if scopes else 0.0
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_a_store_that_does_nothing_leaves_each_process_its_share(
+    *, is_silent: bool
+) -> None:
+    """One that refuses all, as a replica does, and one whose thread hangs."""
+
+    class Idle(MemoryStore):
+        def submit(self, *args: Any) -> bool:
+            if not is_silent:
+                args[3](None)
+            return True
+
+    clock = FakeClock()
+    limit = SpendLimit(10, name="x", store=Idle(clock=clock), clock=clock)
+    if is_silent:
+        assert isinstance(limit.reserve(Price(6, 6)), Refusal)
+        clock.advance(1)
+    assert isinstance(limit.reserve(Price(6, 6)), SpendReservation)
+    refusal = limit.reserve(Price(6, 6))
+    assert isinstance(refusal, Refusal)
+    assert "1 attempt in flight may take the rest" in refusal.reason
+
+
+def test_a_clock_that_is_ahead_takes_no_money_from_others() -> None:
+    """The period that has begun by one clock is that of all processes."""
+    midnight = 86_400 * 20_000
+    clocks = [FakeClock(unix_time=midnight + seconds) for seconds in (1, -2)]
+    store = MemoryStore(clock=clocks[0])
+    limits = [SpendLimit(10, name="x", store=store, clock=clock) for clock in clocks]
+    for limit in limits:
+        reserved(limit, 4).settle(4)
+    for clock in clocks:
+        clock.advance(3)
+    assert [limit.left for limit in limits] == [pytest.approx(2)] * 2
 
 
 def test_a_pickle_finds_its_store_again(stores: list[Any]) -> None:
