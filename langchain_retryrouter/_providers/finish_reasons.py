@@ -100,7 +100,9 @@ def _reason_of(answer: ChatGeneration) -> str | None:
 @functools.lru_cache(64)
 def kind_of(reason: str | None) -> FailureKind | None:
     """What a finish reason says against an answer; None for a good end."""
-    words = re.sub(r"[^a-z]+", "_", (reason or "").lower())
+    # "FinishReason.MAX_TOKENS" is the text of an enumeration, "maxTokens" JavaScript's.
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", (reason or "").rpartition(".")[2])
+    words = re.sub(r"[^a-z]+", "_", words.lower())
     found = (kind for kind, pattern in _KINDS.items() if re.search(pattern, words))
     return next(found, None)
 

@@ -775,6 +775,8 @@ _READERS: Final = {
     "nvidia": ReaderFacts(reads_kwargs=True),
     "ollama": ReaderFacts(media_results=True),
     "openai": ReaderFacts(re.compile(r"(?s).{1,40}"), is_account_bound=True),
+    "perplexity": ReaderFacts(is_account_bound=True),
+    "xai": ReaderFacts(is_account_bound=True),
 }
 _UNKNOWN_READER: Final = ReaderFacts()
 

@@ -1,4 +1,4 @@
-"""One attempt at a model, as a router makes it, in four ways."""
+"""Models and routers, asked in four ways."""
 
 import asyncio
 import functools
@@ -8,6 +8,11 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.runnables import RunnableConfig
+
+from langchain_retryrouter import RetryPolicy, RetryRouter
+from langchain_retryrouter.testing import FakeClock
+from tests.unit_tests.conftest import Twin
 
 MESSAGES: list[BaseMessage] = [HumanMessage("hi")]
 
@@ -45,6 +50,28 @@ async def _ask(way: Way, method: Any) -> list[ChatGenerationChunk]:
     if way.is_streaming:
         return [chunk async for chunk in method()]
     return list((await method()).generations)
+
+
+def message_of(
+    way: Way, runnable: Any, given: Any = "hi", config: RunnableConfig | None = None
+) -> Any:
+    """The answer by the public methods; of a stream, the sum of its chunks."""
+    twin = Twin(way.is_async)
+    if not way.is_streaming:
+        return twin.invoke(runnable, given, config)
+    first, *chunks = twin.stream(runnable, given, config)
+    return sum(chunks, first)
+
+
+def router_of(*models: Any, retries: int = 0, **fields: Any) -> RetryRouter:
+    """A router of these models that waits for nothing, and has no breakers."""
+    settings: dict[str, Any] = {
+        "retry_policy": RetryPolicy(max_retries=retries),
+        "breaker_settings": None,
+        "clock": FakeClock(),
+        **fields,
+    }
+    return RetryRouter(routes=list(models), **settings)
 
 
 def error_of(way: Way, model: BaseChatModel, **kwargs: Any) -> Exception:

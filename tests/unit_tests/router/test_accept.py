@@ -10,15 +10,14 @@ from langchain_core.messages import AIMessage
 from langchain_retryrouter import (
     LengthLimitError,
     RejectedAnswerError,
-    RetryPolicy,
     RetryRouter,
     Route,
     UnavailableError,
 )
-from langchain_retryrouter.testing import Answer, FakeClock, FaultyGateway, Status
+from langchain_retryrouter.testing import Answer, FaultyGateway, Status
 from tests.support.models import chat_openai
 
-from .attempts import WAYS, Way, ask, error_of
+from .attempts import WAYS, Way, ask, error_of, router_of
 
 BACKUP = "The backup's answer."
 
@@ -41,16 +40,9 @@ class Lab:
     def router(self, **fields: Any) -> RetryRouter:
         """A router of OpenAI's model and a backup, which is asked after one retry."""
         said = iter([AIMessage(BACKUP)] * 9)
-        settings: dict[str, Any] = {
-            "routes": [
-                chat_openai(self.gateway),
-                GenericFakeChatModel(messages=said, name="backup"),
-            ],
-            "retry_policy": RetryPolicy(max_retries=1),
-            "clock": FakeClock(),
-            **fields,
-        }
-        return RetryRouter(**settings)
+        backup = GenericFakeChatModel(messages=said, name="backup")
+        routes = fields.pop("routes", [chat_openai(self.gateway), backup])
+        return router_of(*routes, retries=1, **fields)
 
     def ask(self, router: RetryRouter) -> tuple[str, list[tuple[str, Any]]]:
         """The text of the answer, and each attempt's outcome and reason."""
@@ -181,7 +173,7 @@ def test_a_failure_before_the_answer_is_as_ever(lab: Lab) -> None:
     "reason",
     [
         *("length", "max_tokens", "MAX_TOKENS", "max_output_tokens", "model_length"),
-        *("model_context_window_exceeded", "token_limit"),
+        *("model_context_window_exceeded", "token_limit", "maxTokens"),
     ],
 )
 def test_an_answer_that_a_limit_cut_passes_by_default(lab: Lab, reason: str) -> None:

@@ -26,7 +26,7 @@ from langchain_retryrouter import RetryPolicy, RetryRouter, Route
 from langchain_retryrouter._router.preflight import conversation_of
 from langchain_retryrouter.testing import FakeClock
 
-from .attempts import WAYS, Way
+from .attempts import WAYS, Way, message_of
 
 CONVERSATIONS = 1_000
 EQUAL = {"a": 1.0, "b": 1.0, "c": 1.0}
@@ -87,19 +87,7 @@ def pins(router: RetryRouter, conversations: int = CONVERSATIONS) -> list[str]:
 
 
 def ask(way: Way, router: Any, given: Any, config: RunnableConfig | None) -> str:
-    """The text of the answer, in one of four ways."""
-
-    async def aask() -> str:
-        if not way.is_streaming:
-            return str((await router.ainvoke(given, config)).text)
-        chunks = [chunk async for chunk in router.astream(given, config)]
-        return "".join(chunk.text for chunk in chunks)
-
-    if way.is_async:
-        return asyncio.run(aask())
-    if way.is_streaming:
-        return "".join(chunk.text for chunk in router.stream(given, config))
-    return str(router.invoke(given, config).text)
+    return str(message_of(way, router, given, config).text)
 
 
 # --- balance and stickiness ---------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import functools
 import pickle
 import re
 import warnings
@@ -28,7 +29,7 @@ from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
 from tests.support.models import CLOSE, KEY, chat_openai, gpt_router
 
 from .anthropic_wire import chat_anthropic
-from .attempts import WAYS, Way, error_of
+from .attempts import WAYS, Way, error_of, router_of
 
 NewModel = Callable[[FaultyGateway], Any]
 
@@ -68,15 +69,7 @@ def given_up_after_one(gateway: FaultyGateway) -> GPTRouter:
     return several_models(gateway, max_retries=0)
 
 
-def new_router(*models: Any, **fields: Any) -> RetryRouter:
-    """A router that repeats once, and has no breakers."""
-    settings: dict[str, Any] = {
-        "retry_policy": RetryPolicy(max_retries=1),
-        "breaker_settings": None,
-        "clock": FakeClock(),
-        **fields,
-    }
-    return RetryRouter(routes=list(models), **settings)
+new_router = functools.partial(router_of, retries=1)
 
 
 @pytest.fixture
@@ -290,7 +283,7 @@ def test_a_router_within_a_router_is_named_if_it_repeats() -> None:
     with pytest.warns(UserWarning, match="up to 4 requests for one attempt"):
         router = new_router(new_router(*models))
     assert router.explain().requests == 8
-    once = new_router(*models, retry_policy=RetryPolicy(max_retries=0))
+    once = new_router(*models, retries=0)
     assert new_router(once).explain().requests == 4
 
 

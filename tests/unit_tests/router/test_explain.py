@@ -1,6 +1,7 @@
 """`RetryRouter.explain`: the worst case, compared with the server's log."""
 
 import asyncio
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -19,16 +20,12 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter._router.route import Route
 from langchain_retryrouter.chat_models.retry_router import RetryRouter
-from langchain_retryrouter.failures import FailureAction, FailureKind
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
 from tests.support.models import chat_openai, gpt_router
 
-from .attempts import WAYS, Way, error_of
+from .attempts import WAYS, Way, error_of, router_of
 
-
-def new_router(*models: Any, **fields: Any) -> RetryRouter:
-    given: dict[str, Any] = {"breaker_settings": None, "clock": FakeClock(), **fields}
-    return RetryRouter(routes=list(models), **given)
+new_router = functools.partial(router_of, retries=2)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
@@ -41,9 +38,7 @@ def test_a_sick_provider_gets_the_requests_of_explain(
     router = new_router(
         chat_openai(faulty_gateway),
         gpt_router(faulty_gateway, *"ab", clock=FakeClock()),
-        new_router(
-            chat_openai(faulty_gateway), retry_policy=RetryPolicy(max_retries=0)
-        ),
+        router_of(chat_openai(faulty_gateway)),
         stream_recovery=recovery,
     )
     said = router.explain()
@@ -59,7 +54,7 @@ def test_prices_and_tokens_give_money() -> None:
         Route(model=model, name="cheap", input_price=1, output_price=2),
         Route(model=model, name="dear", input_price=10, output_price=20),
     ]
-    router = new_router(*routes, retry_policy=RetryPolicy(max_retries=0))
+    router = router_of(*routes)
     said = router.explain(input_tokens=1000, output_tokens=500)
     assert said.money == pytest.approx(0.002 + 0.02)
     assert "cheap          1   0.0 s  0.0020\n" in str(said)
@@ -71,20 +66,6 @@ def test_one_count_alone_is_refused(name: str, count: int) -> None:
     """The money needs both counts, also where the one that is given is 0."""
     with pytest.raises(ValueError, match="the money needs both counts"):
         new_router(ParrotFakeChatModel()).explain(**{name: count})
-
-
-def test_failover_on_is_in_the_table() -> None:
-    """`failover_on` is shown as it takes effect."""
-    overruled = {FailureKind.CONTENT_FILTER: FailureAction.FAILOVER}
-    said = new_router(ParrotFakeChatModel(), failover_on=overruled).explain()
-    assert said.after[FailureKind.CONTENT_FILTER] is FailureAction.FAILOVER
-    assert said.after[FailureKind.INVALID_REQUEST] is FailureAction.FAILOVER
-
-
-def test_disabled_retries_are_told(faulty_gateway: FaultyGateway) -> None:
-    """The table says which retries of a model's own were switched off."""
-    said = str(new_router(chat_openai(faulty_gateway)).explain())
-    assert "  max_retries=2 switched off\n" in said
 
 
 def test_a_buffered_stream_has_no_early_token() -> None:

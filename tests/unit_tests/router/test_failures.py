@@ -24,7 +24,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.outputs import ChatResult
 from pydantic import BaseModel, ValidationError
 
-from langchain_retryrouter import FailureKind, RetryPolicy, RetryRouter
+from langchain_retryrouter import FailureKind
 from langchain_retryrouter._providers.errors import read_exception
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 from langchain_retryrouter.testing import (
@@ -45,20 +45,19 @@ from langchain_retryrouter.testing import (
 from tests.support.models import KEY, chat_openai, gpt_router
 
 from .anthropic_wire import after_the_beginning, chat_anthropic, event, problem
-from .attempts import WAYS, Way, error_of
+from .attempts import WAYS, Way, error_of, router_of
 
 K = FailureKind
 JSON = {"content-type": "application/json"}
 EVENTS = {"content-type": "text/event-stream"}
-ONCE = RetryPolicy(max_retries=0)
 STREAMING = [way for way in WAYS if way.is_streaming]
 WHOLE = [way for way in WAYS if not way.is_streaming]
 every_way = pytest.mark.parametrize("way", WAYS, ids=str)
 
 
-def routed(way: Way, *models: BaseChatModel) -> Any:
-    """The error that leaves a router over these models, which send once."""
-    return error_of(way, RetryRouter(routes=list(models), retry_policy=ONCE))
+def routed(model: BaseChatModel, way: Way = WAYS[0]) -> Any:
+    """The error that leaves a router over this model, which sends once."""
+    return error_of(way, router_of(model))
 
 
 class AskingModel(BaseChatModel):
@@ -163,7 +162,7 @@ def test_a_fault_has_its_kind(way: Way, fault: Any) -> None:
     with FaultyGateway() as gateway:
         gateway.script(step)
         model = make(gateway, timeout=0.3 if isinstance(step, Silence) else 5.0)
-        error = routed(way, model)
+        error = routed(model, way)
         assert len(gateway.requests) == 1
     assert error.kind is kind
     assert {name: getattr(error, name) for name in facts} == facts
@@ -175,7 +174,7 @@ def test_a_refused_connection_was_never_sent(make: Any, way: Way) -> None:
     """If no server listens, nothing has run, and the error says so."""
     with FaultyGateway() as gateway:
         model = make(gateway)
-    error = routed(way, model)
+    error = routed(model, way)
     assert (error.kind, error.may_have_run) == (K.CONNECTION, False)
 
 
@@ -186,7 +185,7 @@ def test_a_key_is_not_shown(make: Any, way: Way) -> None:
     body = {"error": {"type": "authentication_error", "message": f"invalid: {KEY}."}}
     with FaultyGateway() as gateway:
         gateway.script(Status(401, JSON, body))
-        error = routed(way, make(gateway))
+        error = routed(make(gateway), way)
     shown = f"{error.body} {''.join(traceback.format_exception(error))}"
     assert "invalid: ***." in shown
     assert KEY not in shown
@@ -200,7 +199,7 @@ def test_a_key_that_no_header_can_carry_is_the_routes_fault(way: Way, end: str) 
         model = chat_openai(gateway)
         for client in (model.root_client, model.root_async_client):
             client.api_key = f"{KEY}{end}"
-        error = routed(way, model)
+        error = routed(model, way)
         assert gateway.requests == []
     assert (error.kind, error.may_have_run) == (K.AUTHENTICATION, False)
     shown = "".join(traceback.format_exception(error))
@@ -220,7 +219,7 @@ def test_an_odd_error_is_an_error(way: Way, status: int, odd: str) -> None:
     body = f"data: {document}\n\n" if is_event else document
     with FaultyGateway() as gateway:
         gateway.script(Body(status, EVENTS if is_event else JSON, body))
-        error = routed(way, chat_openai(gateway))
+        error = routed(chat_openai(gateway), way)
     assert isinstance(error, RetryRouterError)
     assert error.status_code in {None, status}
 
@@ -230,7 +229,7 @@ def test_an_error_of_ours_is_handed_on_as_it_is(way: Way) -> None:
     """GPTRouter names its own failures, and nothing of them gets lost."""
     with FaultyGateway() as gateway:
         gateway.script(Status(429, {"retry-after": "3"}))
-        error = routed(way, gpt_router(gateway, "gpt-4o", retry_policy=ONCE))
+        error = routed(gpt_router(gateway, "gpt-4o", max_retries=0), way)
     assert (type(error).__name__, error.retry_after) == ("GPTRouterRateLimitError", 3)
 
 
@@ -391,7 +390,7 @@ def test_an_exception_is_known_by_its_shape(
     error: Exception, kind: FailureKind, facts: dict[str, Any]
 ) -> None:
     """What an SDK raises needs none of its package to be understood."""
-    told = routed(WAYS[0], raising(error))
+    told = routed(raising(error))
     assert told.kind is kind
     assert told.__cause__ is error
     assert {name: getattr(told, name) for name in facts} == facts
@@ -400,7 +399,7 @@ def test_an_exception_is_known_by_its_shape(
 def test_the_cause_says_more_than_the_class() -> None:
     """langchain-google-genai raises LangChain's class from the error with the facts."""
     cause = googles(429, EXHAUSTED, QUOTA, PER_DAY, RETRY_INFO)
-    told = routed(WAYS[0], raising(langchain.ModelRateLimitError("x"), cause))
+    told = routed(raising(langchain.ModelRateLimitError("x"), cause))
     assert (told.kind, told.status_code, told.code) == (K.QUOTA, 429, EXHAUSTED)
 
 
@@ -416,7 +415,7 @@ def test_headers_are_found_behind_an_error_raised_in_place_of_another() -> None:
         except httpx.HTTPStatusError:
             raise busy from None
 
-    told = routed(WAYS[0], AskingModel(ask=ask))
+    told = routed(AskingModel(ask=ask))
     assert (told.kind, told.retry_after) == (K.UNAVAILABLE, 7)
 
 
@@ -444,7 +443,7 @@ def test_a_wrapper_is_what_it_was_raised_in_place_of(
             raise wrapper  # noqa: B904 - as integrations do
 
     model = AskingModel(ask=lambda: ask(IntegrationError("x")))
-    assert routed(WAYS[0], model).kind is kind
+    assert routed(model).kind is kind
     with pytest.raises(ValueError, match="a bug") as caught:
         ask(ValueError("a bug"))
     assert read_exception(caught.value, unix_time=0.0) is None
@@ -455,7 +454,7 @@ def test_a_key_is_known_by_its_beginning(begin: str) -> None:
     """If no request tells the key, a text that looks like one is not shown."""
     key = f"{begin}abcdef0123456789abcdef0123456789ab"
     error = googles(401, "UNAUTHENTICATED", f"The key {key} is wrong.")
-    told = routed(WAYS[0], raising(error))
+    told = routed(raising(error))
     shown = f"{told.body} {error.details} {''.join(traceback.format_exception(told))}"
     assert "The key *** is wrong." in shown
     assert key not in shown
@@ -479,7 +478,7 @@ def test_the_requests_key_is_not_shown(query: str, headers: dict[str, str]) -> N
         body = {"error": {"message": "my-own-secret is wrong"}}
         httpx.Response(403, request=request, json=body).raise_for_status()
 
-    told = routed(WAYS[0], AskingModel(ask=ask))
+    told = routed(AskingModel(ask=ask))
     assert told.message == "Error code: 403 - *** is wrong"
     shown = f"{told.body} {''.join(traceback.format_exception(told))}"
     assert "my-own-secret" not in shown
@@ -595,8 +594,8 @@ def sent(send: Any, step: Step | None) -> Any:
         model = AskingModel(ask=lambda: send(url, timeout))
         if step is not None:
             gateway.script(step)
-            return routed(WAYS[0], model)
-    return routed(WAYS[0], model)
+            return routed(model)
+    return routed(model)
 
 
 @pytest.mark.parametrize("send", CHECK_STATUS)
@@ -684,7 +683,7 @@ def test_a_transport_error_is_known_by_its_class(
     error: Exception, kind: FailureKind, *, may_have_run: bool
 ) -> None:
     """The class of an exception below HTTP says whether the request may have run."""
-    told = routed(WAYS[0], raising(error))
+    told = routed(raising(error))
     assert (told.kind, told.may_have_run) == (kind, may_have_run)
 
 
@@ -705,5 +704,5 @@ def test_a_refused_connection_is_not_a_timeout() -> None:
 def test_a_wrong_certificate_is_not_tried_again() -> None:
     """A certificate that is wrong now is wrong in a second too."""
     error = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED]")
-    told = routed(WAYS[0], raising(error, ssl.SSLCertVerificationError("bad")))
+    told = routed(raising(error, ssl.SSLCertVerificationError("bad")))
     assert (told.kind, told.should_retry) == (K.CONNECTION, False)

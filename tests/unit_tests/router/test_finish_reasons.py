@@ -13,8 +13,6 @@ from langchain_openai import ChatOpenAI
 from langchain_retryrouter import (
     ContentFilterError,
     MalformedResponseError,
-    RetryPolicy,
-    RetryRouter,
     RetryRouterError,
     Route,
     StreamInterruptedError,
@@ -22,7 +20,6 @@ from langchain_retryrouter import (
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,
-    FakeClock,
     FaultyGateway,
     MissingDone,
     Step,
@@ -32,7 +29,7 @@ from langchain_retryrouter.testing import (
 from tests.support.models import chat_openai
 
 from .anthropic_wire import END, TEXT, after_the_beginning, chat_anthropic
-from .attempts import WAYS, Way, ask, error_of
+from .attempts import WAYS, Way, ask, error_of, router_of
 
 STREAMS = [way for way in WAYS if way.is_streaming]
 every_way = pytest.mark.parametrize("way", WAYS, ids=str)
@@ -69,17 +66,6 @@ class Scripted(BaseChatModel):
         if self.breaks:
             msg = "the connection broke"
             raise ConnectionResetError(msg)
-
-
-def router_of(*models: Any, **fields: Any) -> RetryRouter:
-    """A router without retries, so that a failed route is left at once."""
-    settings: dict[str, Any] = {
-        "retry_policy": RetryPolicy(max_retries=0),
-        "breaker_settings": None,
-        "clock": FakeClock(),
-        **fields,
-    }
-    return RetryRouter(routes=list(models), **settings)
 
 
 def text_of(way: Way, model: Any) -> str:
@@ -133,7 +119,7 @@ UNNAMED: list[dict[str, Any]] = [
         {"finish_reason": reason}
         for reason in (
             *("", "error", "cancelled", "FINISH_REASON_UNSPECIFIED", "null", "None"),
-            "FinishReason.FINISH_REASON_UNSPECIFIED",
+            *("FinishReason.FINISH_REASON_UNSPECIFIED", "FinishReason.OTHER"),
             *("FinishReason.MALFORMED_FUNCTION_CALL", "insufficient_system_resource"),
             *("abort", "UNEXPECTED_TOOL_CALL", "network_error"),
         )
@@ -218,7 +204,7 @@ EMPTY = [
 def test_an_empty_answer_is_a_failure(way: Way, chunks: list[AIMessageChunk]) -> None:
     """No text and no tool call: the route is asked again, then the next one."""
     empty = Scripted(chunks=chunks)
-    router = router_of(empty, BACKUP, retry_policy=RetryPolicy(max_retries=1))
+    router = router_of(empty, BACKUP, retries=1)
     parts = ask(way, router)
     assert "".join(part.text for part in parts) == "the backup"
     if chunks:

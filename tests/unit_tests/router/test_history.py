@@ -442,12 +442,13 @@ def test_a_rejected_request_without_items_is_not_repeated(way: Way) -> None:
 
 
 def test_the_id_of_another_accounts_response_is_not_sent() -> None:
-    """`previous_response_id` is known to one account, and to no other provider."""
+    """`previous_response_id` is known to one account, of a provider that keeps them."""
     history = [served("Hello.", "b", author="openai", id="resp_1"), HumanMessage("hi")]
     ids = ("resp_1", "resp_2")
     known = [foreign_response_id(one, history, ONE, AUTHORS) for one in ids]
     assert known == [True, False]
     assert foreign_response_id("resp_2", history, Reader("anthropic"), AUTHORS)
+    assert not foreign_response_id("resp_2", history, Reader("xai"), AUTHORS)
 
 
 class Converse(GenericFakeChatModel):

@@ -1,14 +1,12 @@
 """Tiers and key pools: several keys, accounts or regions for one model."""
 
-import asyncio
 import logging
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-import openai
 import pytest
 from langchain_anthropic import ChatAnthropic
 from langchain_core.language_models import FakeListChatModel
@@ -39,8 +37,10 @@ from langchain_retryrouter.testing import (
     Status,
     Step,
 )
+from tests.support.models import chat_openai
+from tests.unit_tests.conftest import Twin
 
-from .attempts import WAYS, Way
+from .attempts import WAYS, Way, message_of
 
 KEYS = [f"sk-the-secret-of-account-{number}" for number in range(1, 4)]
 SPENT = Status(429, error_code="insufficient_quota")
@@ -53,7 +53,6 @@ class Provider:
 
     gateway: FaultyGateway
     way: Way
-    runner: asyncio.Runner
     clock: FakeClock
     model: ChatOpenAI
     steps: dict[str, Step] = field(default_factory=dict)
@@ -67,22 +66,9 @@ class Provider:
         return RetryRouter(**{"routes": given, "clock": self.clock, **fields})
 
     def ask(self, router: RetryRouter, times: int = 1) -> AIMessage:
-        """The router's last answer, sync or async, streamed or not."""
-        for _ in range(times):
-            if self.way.is_async:
-                answer = self.runner.run(self._aask(router))
-            elif self.way.is_streaming:
-                first, *chunks = router.stream("hi")
-                answer = sum(chunks, first)
-            else:
-                answer = router.invoke("hi")
-        return answer
-
-    async def _aask(self, router: RetryRouter) -> AIMessage:
-        if not self.way.is_streaming:
-            return await router.ainvoke("hi")
-        first, *chunks = [chunk async for chunk in router.astream("hi")]
-        return sum(chunks, first)
+        """The router's last answer."""
+        answers = [message_of(self.way, router) for _ in range(times)]
+        return cast("AIMessage", answers[-1])
 
     def asked(self) -> list[int]:
         """The requests of each key since the last time."""
@@ -102,21 +88,11 @@ def provider(
     request: pytest.FixtureRequest, fake_clock: FakeClock
 ) -> Iterator[Provider]:
     """A provider that answers every key."""
-    sync_client = openai.DefaultHttpxClient()
-    async_client = openai.DefaultAsyncHttpxClient()
-    with FaultyGateway() as gateway, asyncio.Runner() as runner:
-        model = ChatOpenAI(
-            model="gpt-5",
-            api_key=SecretStr("sk-the-models-own-key"),
-            base_url=gateway.openai_url,
-            http_client=sync_client,
-            http_async_client=async_client,
-        )
-        provider = Provider(gateway, request.param, runner, fake_clock, model)
+    with FaultyGateway() as gateway:
+        model = chat_openai(gateway, "gpt-5")
+        provider = Provider(gateway, request.param, fake_clock, model)
         gateway.always(lambda asked: provider.steps.get(key_of(asked)) or Answer("Hi."))
         yield provider
-        sync_client.close()
-        runner.run(async_client.aclose())
 
 
 # --- failover between keys ----------------------------------------------------------
@@ -589,10 +565,7 @@ def test_a_function_works_with_any_model(
     sent = [request.headers for request in provider.gateway.requests]
     keys = [{n.lower(): v for n, v in one.items()}["ws-secret"] for one in sent]
     assert keys == asked == [KEYS[0], KEYS[0], KEYS[1]]
-    if provider.way.is_async:
-        provider.runner.run(router.aclose())
-    else:
-        router.close()
+    Twin(provider.way.is_async).call(router, "close")
 
 
 @pytest.mark.parametrize("given", [None, "", 5])

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from langchain_retryrouter import RetryPolicy, RetryRouter
 from langchain_retryrouter._providers.errors import read_event
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.testing import Body, FaultyGateway, Status
@@ -13,9 +12,7 @@ from tests.support.models import chat_openai
 from tests.support.provider_answers import DATA, check, status_of
 
 from .anthropic_wire import chat_anthropic
-from .attempts import WAYS, Way, ask, error_of
-
-ONCE = RetryPolicy(max_retries=0)
+from .attempts import WAYS, Way, ask, error_of, router_of
 
 
 @pytest.mark.parametrize("way", [WAYS[0], WAYS[3]], ids=str)
@@ -25,7 +22,7 @@ def test_an_answer_has_its_kind_and_its_wait(entry: dict[str, Any], way: Way) ->
     make = chat_anthropic if entry["protocol"] == "anthropic" else chat_openai
     with FaultyGateway() as gateway:
         gateway.script(status_of(entry))
-        error = error_of(way, RetryRouter(routes=[make(gateway)], retry_policy=ONCE))
+        error = error_of(way, router_of(make(gateway), clock=None))
         assert len(gateway.requests) == 1
     check(error, entry)
 
@@ -75,7 +72,7 @@ def test_a_failed_response_counts_by_its_code(entry: dict[str, Any], way: Way) -
             is_swallowed = not ask(way, bare)
         except ValueError:
             is_swallowed = False
-        error = error_of(way, RetryRouter(routes=[routed], retry_policy=ONCE))
+        error = error_of(way, router_of(routed))
     assert isinstance(error, RetryRouterError)
     assert error.kind == ("malformed" if is_swallowed else entry["kind"])
     assert is_swallowed or "Said by OpenAI" in error.message
@@ -87,8 +84,6 @@ def test_the_text_of_a_large_error_is_cut(way: Way) -> None:
     page = "an error, said often. " * 100_000
     with FaultyGateway() as gateway:
         gateway.script(Status(400, {}, {"error": {"message": page}}))
-        error = error_of(
-            way, RetryRouter(routes=[chat_openai(gateway)], retry_policy=ONCE)
-        )
+        error = error_of(way, router_of(chat_openai(gateway)))
     assert page[:9_000] in str(error)
     assert len(str(error)) < len(str(error.__cause__)) + 100 < 11_000

@@ -1,6 +1,7 @@
 """`with_structured_output`: how each route is asked, and what answers are trusted."""
 
 import asyncio
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,19 +21,18 @@ from langchain_retryrouter import (
     ContentFilterError,
     LengthLimitError,
     RejectedAnswerError,
-    RetryPolicy,
     RetryRouter,
     UnavailableError,
 )
 from langchain_retryrouter.testing import (
     Answer,
-    FakeClock,
     FaultyGateway,
     Status,
     ToolCall,
 )
 from tests.support.models import chat_openai
 
+from . import attempts
 from .anthropic_wire import ANSWER, chat_anthropic
 
 
@@ -100,10 +100,7 @@ def backup() -> Iterator[FaultyGateway]:
         yield gateway
 
 
-def router_of(*routes: Any, **fields: Any) -> RetryRouter:
-    policy = RetryPolicy(max_retries=2)
-    given = {"retry_policy": policy, "clock": FakeClock(), **fields}
-    return RetryRouter(routes=list(routes), **given)
+router_of = functools.partial(attempts.router_of, retries=2)
 
 
 @dataclass
