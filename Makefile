@@ -68,9 +68,10 @@ type: .venv/installed ## mypy, strict, over the package and the tests
 test: .venv/installed ## unit tests (TEST_FILE=..., PYTEST_EXTRA=..., JOBS=0: one process)
 	$(VENV)/$(PYTEST) -n $(JOBS) $(TEST_FILE) $(PYTEST_EXTRA)
 
+# The longest files come first; each has servers of its own, which its tests share.
 .PHONY: integration_tests
 integration_tests: .venv/installed .venvs/litellm/installed .venvs/ray/installed ## tests against real servers, on loopback, no key
-	$(VENV)/$(PYTEST) $(INTEGRATION_TEST_FILE) $(PYTEST_EXTRA)
+	$(VENV)/$(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder $(INTEGRATION_TEST_FILE) $(PYTEST_EXTRA)
 
 .PHONY: integrations
 integrations: .venvs/integrations/installed ## LangChain's integrations x faults; rewrites docs/integrations.md (10 minutes)
@@ -146,6 +147,9 @@ build: .venv/installed ## sdist and wheel, in dist/
 	rm -rf dist
 	$(VENV)/python -m build $(if $(UV),--installer uv)
 
+# The tests start hundreds of processes, which need not all compile the package and the tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 # --- Environments --------------------------------------------------------------------------
 # An environment is thrown away and made anew when what it is made from changes, so nothing
 # that was once a dependency stays behind. `installed` comes last: an interrupted installation
@@ -186,6 +190,10 @@ define make_venv
 	@touch $(1)/installed
 endef
 endif
+
+# What .ci/run needs; make's --jobs makes them side by side.
+.PHONY: environments
+environments: .venv/installed $(patsubst %,.venvs/%/installed,docs litellm ray minimum openai-2)
 
 .venv/installed: $(SOURCES) $(TESTED)
 	$(call make_venv,.venv,--constraint $(TESTED) --group dev --editable '$(PROJECT)')

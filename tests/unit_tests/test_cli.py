@@ -1,5 +1,6 @@
 """The command line: the demo, the gateway, the explanation."""
 
+import io
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -98,31 +100,35 @@ def test_bad_arguments_are_named(
 
 
 @pytest.mark.parametrize(
-    ("missing", "command", "hint"),
-    [
-        ("h11", "explain", ""),
-        ("h11", "demo", 'pip install "langchain-retryrouter[cli]"'),
-        ("rich", "trace", ""),
-        ("rich", "status", 'pip install "langchain-retryrouter[cli]"'),
-        ("redis", "status", "pip install 'langchain-retryrouter[redis]'"),
-    ],
+    ("missing", "works", "fails"),
+    [("h11", "explain", "demo"), ("rich", "trace", "status")],
 )
 def test_what_a_command_needs_is_named(
-    tmp_path: Path, missing: str, command: str, hint: str
+    tmp_path: Path, missing: str, works: str, fails: str
 ) -> None:
     """A package that is not installed is a message and code 1, or is not needed."""
     file = tmp_path / "calls.jsonl"
     file.write_text('{"attempts": []}')
-    asked = {"trace": [str(file)], "status": ["--store", "redis://localhost:1/0"]}
+    given = {"trace": [str(file)], "status": ["--store", "redis://localhost:1/0"]}
+    calls = [[command, *given.get(command, [])] for command in (works, fails)]
     code = (
         f"import sys; sys.modules[{missing!r}] = None\n"
         "from langchain_retryrouter.cli import main\n"
-        f"sys.exit(main({[command, *asked.get(command, [])]}))"
+        f"sys.exit(str([main(call) for call in {calls}]))"
     )
-    ran = run("-c", code)
-    assert ran.returncode == bool(hint)
-    assert hint in ran.stderr.decode()
-    assert "Traceback" not in ran.stderr.decode()
+    *told, codes = run("-c", code).stderr.decode().splitlines()
+    assert codes == "[0, 1]"
+    hint = 'pip install "langchain-retryrouter[cli]"'
+    assert told == [f"`retryrouter {fails}` needs {missing!r}: {hint}"]
+
+
+def test_a_store_without_its_package_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`status` says how to install what a store needs, with code 1."""
+    monkeypatch.setitem(sys.modules, "redis", None)
+    assert cli.main(["status", "--store", "redis://localhost:1/0"]) == 1
+    assert "pip install 'langchain-retryrouter[redis]'" in capsys.readouterr().err
 
 
 def test_the_gateway_serves_its_script_until_it_is_told_to_stop() -> None:
@@ -175,16 +181,36 @@ def test_trace_reports_bad_lines_and_shows_the_others(
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
-def test_trace_prints_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+def test_trace_prints_in_any_encoding(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    encoding: str,
+) -> None:
     """What a terminal or a file cannot show is replaced, and the code stays 0."""
     file = tmp_path / "calls.jsonl"
     line = {"attempt": 1, "outcome": "ok", "seconds": 1, "route": "Zoë ☃ \ud800"}
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps({"attempts": [line]}).encode())
-    ran = run("-m", cli.__name__, "trace", str(file), PYTHONIOENCODING=encoding)
-    assert ran.returncode == 0
+    written = io.BytesIO()
+    with io.TextIOWrapper(written, encoding=encoding) as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert cli.main(["trace", str(file)]) == 0
+        shown = written.getvalue().decode(encoding)
     bar = "━" if encoding == "utf-8" else "="
-    assert bar * 9 in ran.stdout.decode(encoding)
-    assert ran.stderr == b""
+    assert bar * 9 in shown
+    assert capsys.readouterr().err == ""
+
+
+CALL = '{"attempts": [{"attempt": 1, "outcome": "ok", "seconds": 1, "route": "r"}]}\n'
+
+
+@pytest.fixture
+def closed_pipe() -> Iterator[int]:
+    """The end that is written to of a pipe that nobody reads any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
 
 
 @pytest.mark.parametrize(
@@ -198,19 +224,32 @@ def test_trace_prints_in_any_encoding(tmp_path: Path, encoding: str) -> None:
     ],
 )
 def test_a_closed_pipe_ends_a_command_quietly(
-    tmp_path: Path, command: str, encoding: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    closed_pipe: int,
+    command: str,
+    encoding: str,
 ) -> None:
     """`| head` closes its end when it has enough; the code is that of SIGPIPE."""
     file = tmp_path / "calls.jsonl"
-    line = {"attempts": [{"attempt": 1, "outcome": "ok", "seconds": 1, "route": "r"}]}
-    file.write_text(f"{json.dumps(line)}\n" * 500)
+    file.write_text(CALL * 500)
     config = tmp_path / "router.json"
     config.write_text('{"routes": [{"model": "openai:m", "params": {"api_key": "k"}}]}')
     given = {"trace": [str(file)], "check": [str(config)]}.get(command, [])
-    reader, writer = os.pipe()
-    os.close(reader)
-    variables = {"PYTHONIOENCODING": encoding, "PYTHONUNBUFFERED": ""}
-    ran = run("-m", cli.__name__, command, *given, stdout=writer, **variables)
-    os.close(writer)
+    with open(closed_pipe, "w", encoding=encoding, closefd=False) as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert cli.main([command, *given]) == 141
+    assert capsys.readouterr().err == ""
+
+
+def test_a_program_with_a_closed_pipe_ends_quietly(
+    tmp_path: Path, closed_pipe: int
+) -> None:
+    """Nothing is left in a buffer that Python would write at its end."""
+    file = tmp_path / "calls.jsonl"
+    file.write_text(CALL * 500)
+    trace = ("-m", cli.__name__, "trace", str(file))
+    ran = run(*trace, stdout=closed_pipe, PYTHONUNBUFFERED="")
     assert ran.stderr == b""
     assert ran.returncode == 141

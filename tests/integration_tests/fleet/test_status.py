@@ -1,6 +1,5 @@
 """`retryrouter status` over a real Redis server."""
 
-import os
 import re
 import signal
 import subprocess
@@ -15,25 +14,31 @@ from langchain_retryrouter import (
     RetryRouter,
     RetryRouterError,
     Route,
+    cli,
 )
 from langchain_retryrouter.stores import RedisStore
 from langchain_retryrouter.testing import FaultyGateway, Status
 from tests.support.models import chat_openai
 from tests.support.redis_server import RedisServer
+from tests.unit_tests.stores.conftest import eventually
 
-_COMMAND = [sys.executable, "-m", "langchain_retryrouter.cli", "status"]
-_WIDE = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+# Python does not turn SIGINT into an exception where its parent ignores the signal.
+_CODE = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "from langchain_retryrouter.cli import main; sys.exit(main())"
+)
+_PROGRAM = [sys.executable, "-c", _CODE]
+_WIDE = {"COLUMNS": "200", "NO_COLOR": "1"}
 
 
-def _status(url: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*_COMMAND, "--store", url, *options],
-        capture_output=True,
-        text=True,
-        env=_WIDE,
-        check=False,
-        timeout=20,
-    )
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in _WIDE.items():
+        monkeypatch.setenv(name, value)
+
+
+def _status(url: str, *options: str) -> int:
+    return cli.main(["status", "--store", url, *options])
 
 
 def test_status_shows_what_all_processes_share(redis_server: RedisServer) -> None:
@@ -51,11 +56,14 @@ def test_status_shows_what_all_processes_share(redis_server: RedisServer) -> Non
             router.invoke("Hello?")
         closed = CircuitBreaker(name="other", store=store)
         assert not closed.is_open
-        shown = ""
-        for _ in range(100):  # What the store's thread sends arrives a little later.
-            shown = _status(redis_server.url).stdout
-            if "open" in shown and "team" in shown and "other" in shown:
-                break
+        # What the store's thread sends arrives a little later.
+        eventually(lambda: len(store.snapshot()) == 3)
+        shown = subprocess.run(
+            [*_PROGRAM, "status", "--store", redis_server.url],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout
     line = next(line for line in shown.splitlines() if "main [eu]" in line)
     assert "open" in line
     assert re.search(r"for 1?\d\d\.\d s, until \d\d:\d\d:\d\d", shown)
@@ -64,32 +72,28 @@ def test_status_shows_what_all_processes_share(redis_server: RedisServer) -> Non
     store.close()
 
 
-def test_status_of_an_unused_store(redis_server: RedisServer) -> None:
+def test_status_of_an_unused_store(
+    redis_server: RedisServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A store in which nothing was used says so."""
-    result = _status(redis_server.url, "--namespace", "another")
-    assert result.returncode == 0
-    assert "nothing was used within an hour" in result.stdout
+    assert _status(redis_server.url, "--namespace", "another") == 0
+    assert "nothing was used within an hour" in capsys.readouterr().out
 
 
-def test_status_of_a_dead_store(redis_server: RedisServer) -> None:
+def test_status_of_a_dead_store(
+    redis_server: RedisServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A store that does not answer is an error that names its address."""
     redis_server.kill()
-    result = _status(redis_server.url)
-    assert result.returncode == 1
-    assert f"redis://127.0.0.1:{redis_server.port}/0" in result.stdout
+    assert _status(redis_server.url) == 1
+    assert f"redis://127.0.0.1:{redis_server.port}/0" in capsys.readouterr().out
 
 
 def test_status_watches_until_it_is_stopped(redis_server: RedisServer) -> None:
     """With --watch the table comes again and again, until Ctrl-C."""
-    # Python does not turn SIGINT into an exception where its parent ignores the signal.
-    code = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from langchain_retryrouter.cli import main; sys.exit(main())"
-    )
-    options = ["status", "--store", redis_server.url, "--watch", "0.1"]
-    command = [sys.executable, "-c", code, *options]
+    options = ["--store", redis_server.url, "--watch", "0.1"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=_WIDE
+        [*_PROGRAM, "status", *options], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         times = 0
@@ -104,9 +108,8 @@ def test_status_watches_until_it_is_stopped(redis_server: RedisServer) -> None:
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
 def test_status_refuses_a_wrong_interval(
-    redis_server: RedisServer, seconds: str
+    redis_server: RedisServer, capsys: pytest.CaptureFixture[str], seconds: str
 ) -> None:
     """An interval that is not above 0 is an error that names it."""
-    result = _status(redis_server.url, f"--watch={seconds}")
-    assert result.returncode == 2
-    assert f"not {seconds}" in result.stderr
+    assert _status(redis_server.url, f"--watch={seconds}") == 2
+    assert f"not {seconds}" in capsys.readouterr().err

@@ -90,6 +90,12 @@ def ask(way: Way, router: Any, given: Any, config: RunnableConfig | None) -> str
     return str(message_of(way, router, given, config).text)
 
 
+@pytest.fixture(scope="module")
+def equal() -> list[str]:
+    """The routes of the conversations while three of one weight are well."""
+    return pins(router_of(EQUAL))
+
+
 # --- balance and stickiness ---------------------------------------------------------
 
 
@@ -116,10 +122,9 @@ def test_raising_a_canary_moves_conversations_only_to_it() -> None:
     assert "canary" not in none
 
 
-def test_a_route_that_is_added_or_left_out_moves_only_its_own() -> None:
+def test_a_route_that_is_added_or_left_out_moves_only_its_own(equal: list[str]) -> None:
     """Other conversations keep their prompt caches when the list changes."""
-    three, two = pins(router_of(EQUAL)), pins(router_of({"c": 1, "a": 1}))
-    for before, after in zip(three, two, strict=True):
+    for before, after in zip(equal, pins(router_of({"c": 1, "a": 1})), strict=True):
         assert before in {after, "b"}
 
 
@@ -149,8 +154,8 @@ def test_processes_agree_without_a_store() -> None:
             command, stdout=subprocess.PIPE, text=True, check=True
         ).stdout
 
-    with ThreadPoolExecutor(3) as pool:
-        answers = list(pool.map(run, range(3)))
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(run, range(2)))
     assert len(set(answers)) == 1
     assert set(json.loads(answers[0])) == {"a", "b", "canary"}
 
@@ -365,15 +370,14 @@ def test_a_stream_that_is_left_before_its_first_token_moves_nothing(
     assert service.ask() == "a"
 
 
-def test_only_the_conversations_of_a_sick_route_move() -> None:
+def test_only_the_conversations_of_a_sick_route_move(equal: list[str]) -> None:
     """A simulated outage over 1,000 conversations: the others do not notice it."""
     router = router_of(EQUAL)
-    before = pins(router)
     vars(router.routes[0].model)["is_down"] = True
     during = pins(router)
-    for old, new in zip(before, during, strict=True):
+    for old, new in zip(equal, during, strict=True):
         assert old in {new, "a"}
-    led = Counter(new for old, new in zip(before, during, strict=True) if old == "a")
+    led = Counter(new for old, new in zip(equal, during, strict=True) if old == "a")
     assert abs(led["b"] - led["c"]) <= 0.2 * led.total()
 
 
