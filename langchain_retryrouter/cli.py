@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +67,7 @@ else:
 if TYPE_CHECKING:
     from langchain_retryrouter.testing import Step
 
-_BROKEN_PIPE = 141  # What shells report of programs that SIGPIPE ends.
+_INTERRUPTED, _BROKEN_PIPE = 130, 141  # As shells report SIGINT and SIGPIPE.
 _LONGEST_WATCH = 86_400.0
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _STORE_HELP = "such as redis://localhost:6379/0"
@@ -86,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 1 for a package that is not installed, a route that does not
-            answer, or lines that cannot be read, 2 for bad arguments, and 141 if the
-            output is a pipe whose reader has gone (`| head`).
+            answer, or lines that cannot be read, 2 for bad arguments, 130 for Ctrl-C,
+            and 141 if the output is a pipe whose reader has gone (`| head`).
     """
     try:
         try:
@@ -100,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             with contextlib.suppress(OSError):
                 os.dup2(null, stream.fileno())
         return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _INTERRUPTED
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -206,18 +208,18 @@ def _read_step(word: str) -> Step:
     if is_status:
         headers = {"retry-after": amount} if amount else None
         return testing.Status(int(name), headers)
-    count = int(amount or 0)
-    known: dict[str, Step] = {
-        "ok": testing.Answer(),
-        "reset": testing.Reset(),
-        "hangup": testing.Hangup(),
-        "html": testing.HtmlPage(),
-        "silence": testing.Silence(count or 120),
-        "slow": testing.SlowFirstToken(count or 20),
-        "stall": testing.Stall(count, 30),
-        "cut": testing.Cut(count),
-        "truncate": testing.Truncate(count),
-        "malformed": testing.MalformedEvent(count or 1),
+    # How each is made, and its number if none is given; None for those without one.
+    known: dict[str, tuple[Callable[..., Step], int | None]] = {
+        "ok": (testing.Answer, None),
+        "reset": (testing.Reset, None),
+        "hangup": (testing.Hangup, None),
+        "html": (testing.HtmlPage, None),
+        "silence": (testing.Silence, 120),
+        "slow": (testing.SlowFirstToken, 20),
+        "stall": (lambda after: testing.Stall(after, 30), 0),
+        "cut": (testing.Cut, 0),
+        "truncate": (testing.Truncate, 0),
+        "malformed": (testing.MalformedEvent, 1),
     }
     if name not in known:
         msg = (
@@ -225,10 +227,13 @@ def _read_step(word: str) -> Step:
             f" or one of {', '.join(known)} (some take a number, as in cut:3)"
         )
         raise ValueError(msg)
-    if amount and name in {"ok", "reset", "hangup", "html"}:
-        msg = f"{name!r} takes no number, so {word!r} is not a step"
-        raise ValueError(msg)
-    return known[name]
+    step, usual = known[name]
+    if usual is None:
+        if amount:
+            msg = f"{name!r} takes no number, so {word!r} is not a step"
+            raise ValueError(msg)
+        return step()
+    return step(int(amount or usual))
 
 
 def _explain(arguments: argparse.Namespace) -> None:

@@ -201,6 +201,7 @@ class _Values:
 
 _values: weakref.WeakKeyDictionary[metrics.MeterProvider, _Values]
 _values = weakref.WeakKeyDictionary()
+_values_of_global: Final = _Values()
 _MOST_RECORDED: Final = 1_000
 
 # --- one call -----------------------------------------------------------------------
@@ -491,7 +492,10 @@ class Instrumentation:
     def __init__(self, tracer: trace.Tracer, provider: metrics.MeterProvider) -> None:
         """Make the instruments of all `METRICS`."""
         self.tracer = tracer
-        self.values = _values.setdefault(provider, _Values())
+        # A proxy stands for the global one until the application has set it.
+        is_global = provider is metrics.get_meter_provider()
+        own = _values_of_global if is_global else _Values()
+        self.values = _values.setdefault(provider, own)
         # What is said of a subject, and the labels of an attempt.
         self.model = functools.lru_cache(_MOST_NAMES)(self._describe)
         self.labels = functools.lru_cache(_MOST_NAMES)(self._label)

@@ -17,9 +17,10 @@ from typing import Any, Final
 
 import aiohttp
 import urllib3
+from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.fake_chat_models import FakeChatModel
-from langchain_core.messages import AIMessageChunk
-from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_openai import ChatOpenAI
 from langchain_openai import OpenAI as PartnerOpenAI
 from pydantic import SecretStr
@@ -63,6 +64,45 @@ def routed(url: str) -> RetryRouter:
 
 
 # --- peers ---
+
+
+class Wrapper(BaseChatModel):
+    """A chat model that only calls another one, by LangChain's public methods."""
+
+    model: BaseChatModel
+
+    @property
+    def _llm_type(self) -> str:
+        return "wrapper"
+
+    def _generate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
+        return _result(self.model.invoke(messages))
+
+    async def _agenerate(
+        self, messages: list[BaseMessage], *_: Any, **__: Any
+    ) -> ChatResult:
+        return _result(await self.model.ainvoke(messages))
+
+    def _stream(
+        self, messages: list[BaseMessage], *_: Any, **__: Any
+    ) -> Iterator[ChatGenerationChunk]:
+        for chunk in self.model.stream(messages):
+            yield ChatGenerationChunk(message=chunk)
+
+    async def _astream(
+        self, messages: list[BaseMessage], *_: Any, **__: Any
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        async for chunk in self.model.astream(messages):
+            yield ChatGenerationChunk(message=chunk)
+
+
+def _result(message: AIMessage) -> ChatResult:
+    return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def wrapped(url: str) -> Wrapper:
+    """The wrapper around a bare ChatOpenAI, as RetryRouter has it."""
+    return Wrapper(model=chat_openai(url, max_retries=0))
 
 
 def chat_openai(url: str, **fields: Any) -> ChatOpenAI:

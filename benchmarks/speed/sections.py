@@ -27,6 +27,7 @@ GPT_ROUTER: Final = "GPTRouter"
 OPENAI: Final = "OpenAI"
 ROUTED: Final = "RetryRouter over ChatOpenAI"
 CHAT: Final = "langchain-openai ChatOpenAI"
+WRAPPED: Final = "a chat model that only calls ChatOpenAI"
 BARE: Final = "langchain-openai ChatOpenAI, max_retries=0"
 PARTNER: Final = "langchain-openai OpenAI"
 COMMUNITY: Final = "langchain-community GPTRouter"
@@ -43,6 +44,7 @@ def models(url: str, floor: Any) -> dict[str, Any]:
         GPT_ROUTER: who.gpt_router(url),
         OPENAI: who.our_openai(url),
         ROUTED: who.routed(url),
+        WRAPPED: who.wrapped(url),
         BARE: who.chat_openai(url, max_retries=0),
         CHAT: who.chat_openai(url),
         PARTNER: who.partner_openai(url),
@@ -160,7 +162,7 @@ def async_chunks(server: StubServer, rounds: int, scale: float) -> Section:
 
 def _streams(url: str, floor: Any) -> dict[str, Any]:
     # LiteLLM breaks off at the hundredth equal chunk, and cannot take part.
-    chosen = (FLOOR, GPT_ROUTER, OPENAI, ROUTED, CHAT, PARTNER)
+    chosen = (FLOOR, GPT_ROUTER, OPENAI, ROUTED, WRAPPED, CHAT, PARTNER)
     return {name: one for name, one in models(url, floor).items() if name in chosen}
 
 

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
@@ -126,6 +127,12 @@ class _Config:
         except _SyntaxError as error:
             msg = f"{self.name}:{error.args[0]}: {error.args[1]}"
             raise ValueError(msg) from error.__cause__
+        except RecursionError as error:
+            msg = f"{self.name}: is nested too deeply"
+            raise ValueError(msg) from error
+        except ValueError as error:  # A number or a date that does not exist.
+            msg = f"{self.name}: {error}"
+            raise ValueError(msg) from error
 
     def problem(self, place: Place, text: str) -> None:
         """Note what is wrong at a place, with its line, or that of what is around."""
@@ -157,7 +164,15 @@ class _Config:
 
     def has(self, *place: str | int) -> bool:
         """Whether the data has something there."""
-        return any(at == place for at, _ in _walk(self.data))
+        value = self.data
+        for step in place:
+            is_there = isinstance(value, Mapping) and step in value
+            if isinstance(value, list | tuple) and isinstance(step, int):
+                is_there = step < len(value)
+            if not is_there:
+                return False
+            value = value[step]
+        return True
 
     @contextlib.contextmanager
     def noting(
@@ -228,23 +243,37 @@ def _read_toml(text: str) -> tuple[Any, Callable[[], Lines]]:
     def lines() -> Lines:
         """The lines of the statements that define the places.
 
-        tomllib names no lines. But the first lines of a file are a file as well, as
-        long as they do not end within a value.
+        tomllib names no lines. But each statement of a file is a file as well.
         """
         found: Lines = {(): 1}
+        tables = Counter[Place]()  # How many there are by now in an array of tables.
+        table: Place = ()  # That of the last header.
         begin = 0
         for end in range(1, len(written) + 1):
             try:
-                part = tomllib.loads("\n".join(written[:end]))
+                part = tomllib.loads("\n".join(written[begin:end]))
             except tomllib.TOMLDecodeError:
-                continue
+                continue  # It goes on in the next line.
+            if written[begin].lstrip().startswith("["):
+                table = ()
+                while part:
+                    [(name, part)] = part.items()
+                    table = (*table, name)
+                    if isinstance(part, list):
+                        tables[table] += 1
+                        part = {}
+                    found.setdefault(table, begin + 1)
+                    if table in tables:
+                        table = (*table, tables[table] - 1)
+                        found.setdefault(table, begin + 1)
             for place, _ in _walk(part):
-                if place not in found:
+                here = (*table, *place)
+                if here not in found:
                     # Within an array or table of several lines, a key is there once.
                     key = rf"[\s,{{\"']{re.escape(str(place[-1]))}[\"']?\s*="
                     rows = range(begin, end)
                     inside = [n for n in rows if re.search(key, f" {written[n]}")]
-                    found[place] = (inside[0] if len(inside) == 1 else begin) + 1
+                    found[here] = (inside[0] if len(inside) == 1 else begin) + 1
             begin = end
         return found
 

@@ -376,7 +376,7 @@ class FaultyGateway:
         self._always: dict[str | None, ScriptedStep] = {}
         self._fixed: dict[str, wire.Response] = {}
         self._log = _Log(keep_requests)
-        self._errors: list[Exception] = []
+        self._errors: list[BaseException] = []
         self._server: _Server | None = None
 
     # Opening and closing.
@@ -400,6 +400,7 @@ class FaultyGateway:
         Raises:
             ExceptionGroup: The errors of the functions in `answer` and in the script,
                 and of steps that did not fit their request. The client saw a 500 then.
+                It is a `BaseExceptionGroup` if one called `pytest.fail`.
         """
         server, self._server = self._server, None
         if server is not None:
@@ -407,7 +408,7 @@ class FaultyGateway:
         errors, self._errors = self._errors, []
         if errors:
             msg = "the gateway could not carry out its script or its answer"
-            raise ExceptionGroup(msg, errors)
+            raise BaseExceptionGroup(msg, errors)
 
     def __enter__(self) -> Self:
         """Start."""
@@ -478,7 +479,13 @@ class FaultyGateway:
             path: Such as `/v1/rerank`; without a query.
             json_body: Anything that JSON can say.
             status: The status that comes with it.
+
+        Raises:
+            ValueError: `path` is not one.
         """
+        if not path.startswith("/") or "?" in path:
+            msg = f"path is {path!r}, it must begin with '/' and have no query"
+            raise ValueError(msg)
         self._fixed[path] = wire.Response(
             status, wire.JSON_HEADERS, wire.compact_json(json_body)
         )
@@ -561,7 +568,7 @@ class FaultyGateway:
         try:
             request.step = self._refusal(exchange) or self._step_for(request)
             return request.step.deliver(exchange)
-        except Exception as error:  # noqa: BLE001 - the user's code: `stop` raises it
+        except BaseException as error:  # noqa: BLE001 - the user's: `stop` raises it
             self._errors.append(error)
             body = f"FaultyGateway: {type(error).__name__}: {error}"
             request.step = Status(500, {"content-type": "text/plain"}, body)
@@ -593,7 +600,9 @@ class FaultyGateway:
             if step := once.popleft() if once else self._always.get(model):
                 break
         step = step or HEALTHY
-        return step if isinstance(step, wire.Step) else step(request)
+        while not isinstance(step, wire.Step):
+            step = _checked(step(request))
+        return step
 
 
 def _checked(step: ScriptedStep) -> ScriptedStep:

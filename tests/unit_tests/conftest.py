@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anthropic
+import coverage
 import openai
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
@@ -148,9 +149,9 @@ def clock(fake_clock: FakeClock) -> FakeClock:
 def no_blocking_calls() -> Iterator[BlockBuster]:
     """Fail a test whose coroutine calls `time.sleep` or reads a socket."""
     with blockbuster_ctx() as blockbuster:
-        # `make coverage` takes a lock of its own for an instant.
-        acquire = blockbuster.functions["threading.Lock.acquire"]
-        acquire.can_block_in("coverage/collector.py", {"lock_data"})
+        if coverage.Coverage.current() is not None:
+            # `make coverage` takes a lock of its own in any line, in no function.
+            blockbuster.functions["threading.Lock.acquire"].deactivate()
         # The first model that is made in a process reads the list of prices.
         for function in blockbuster.functions.values():
             function.can_block_in("langchain_retryrouter/_prices.py", {"listed_prices"})

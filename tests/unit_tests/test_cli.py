@@ -1,5 +1,6 @@
 """The command line: the demo, the gateway, the explanation."""
 
+import http.client
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -69,6 +71,15 @@ def test_explain_prints_the_worst_case(capsys: pytest.CaptureFixture[str]) -> No
     assert "at most 2 requests" in printed
 
 
+def test_ctrl_c_ends_a_command_quietly(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a traceback, and with the code that shells use."""
+    monkeypatch.setattr(cli, "run_demo", Mock(side_effect=KeyboardInterrupt))
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     """`--version` prints the package's version."""
     with pytest.raises(SystemExit) as exit_:
@@ -84,6 +95,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["gateway", "--script", "cut:x"], "'x' in 'cut:x' is not a whole number"),
         (["gateway", "--script", "429:x"], "'x' in '429:x' is not a number"),
         (["gateway", "--script", "ok:3"], "'ok' takes no number"),
+        (["gateway", "--script", "malformed:0"], "at must be finite and at least 1"),
         (["gateway", "--script", "700"], "700 is not a final HTTP status"),
         (["gateway", "--port", "70000"], "from 0 to 65535"),
         (["explain", "--max-retries", "-1"], "max_retries"),
@@ -134,7 +146,7 @@ def test_a_store_without_its_package_is_named(
 def test_the_gateway_serves_its_script_until_it_is_told_to_stop() -> None:
     """`gateway` plays its script over HTTP and ends with 0 on SIGTERM."""
     process = subprocess.Popen(
-        [sys.executable, "-m", cli.__name__, "gateway", "--script", "503:7"],
+        [sys.executable, "-m", cli.__name__, "gateway", "--script", "503:7,silence:0"],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -150,6 +162,8 @@ def test_the_gateway_serves_its_script_until_it_is_told_to_stop() -> None:
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request, timeout=5)  # noqa: S310
         refused.value.close()
+        with pytest.raises(http.client.RemoteDisconnected):
+            urllib.request.urlopen(request, timeout=5)  # noqa: S310
         process.send_signal(signal.SIGTERM)
         assert process.wait(5) == 0
     assert refused.value.code == 503

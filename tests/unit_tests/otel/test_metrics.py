@@ -8,9 +8,12 @@ from typing import Any
 import prometheus_client
 import pytest
 from langchain_core.rate_limiters import InMemoryRateLimiter
+from opentelemetry import metrics
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from langchain_retryrouter import (
@@ -30,6 +33,7 @@ from langchain_retryrouter.testing import (
     Status,
     Usage,
 )
+from tests.support.alone import run_alone
 
 from .conftest import (
     MODELS,
@@ -192,13 +196,13 @@ def test_the_dashboard_asks_for_metrics_and_labels_that_exist(
     asked = set()
     for expression in expressions:
         names = re.findall(r"\b(?:retryrouter|gen_ai)_\w+", expression)
-        metrics = [name for name in names if name in found]
-        assert metrics, expression
-        labels = set().union(*(found[name] for name in metrics))
-        assert set(names) - set(metrics) <= labels, expression
+        known = [name for name in names if name in found]
+        assert known, expression
+        labels = set().union(*(found[name] for name in known))
+        assert set(names) - set(known) <= labels, expression
         by = re.findall(r"by \(([^)]*)\)", expression)
         assert {one for group in by for one in group.split(", ")} <= labels, expression
-        asked |= {SUFFIXES.sub("", name) for name in metrics}
+        asked |= {SUFFIXES.sub("", name) for name in known}
     ours = {SUFFIXES.sub("", n) for n in found if n.startswith(("retryrouter", "gen_"))}
     assert asked == {name for name in ours if not name.endswith("_created")}
     for panel in dashboard["panels"]:
@@ -223,6 +227,28 @@ def test_a_call_that_is_not_sampled_is_counted(
     gpt_router(gateway, clock=clock).invoke(PROMPT)
     assert recorded.finished == []
     assert recorded.total(ATTEMPTS) == 2
+
+
+def instrument_before_and_after(url: str) -> None:
+    """Make a call before the global provider is set, and one after."""
+    reader = InMemoryMetricReader()
+    meters = MeterProvider([reader])
+    recorded = Recorded(InMemorySpanExporter(), reader, TracerProvider(), meters)
+    model = gpt_router(url)
+    instrument()
+    model.invoke(PROMPT)
+    metrics.set_meter_provider(meters)
+    instrument()
+    model.invoke(PROMPT)
+    assert recorded.total(ATTEMPTS) == 2
+    assert recorded.total("gen_ai.client.inference.usage.output_tokens") == 10
+
+
+def test_an_application_may_instrument_again_when_it_has_set_a_provider(
+    gateway: FaultyGateway,
+) -> None:
+    """Until then a proxy stands for it; the metrics of both times are collected."""
+    run_alone(instrument_before_and_after, gateway.url)
 
 
 def test_money_is_counted_by_attempt(env: Env) -> None:

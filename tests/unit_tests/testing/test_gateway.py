@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import multiprocessing
+import re
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,17 +141,30 @@ def test_starting_again_at_the_same_address() -> None:
     assert [seen.number for seen in gateway.requests] == [1, 2]
 
 
-def test_an_error_in_the_user_s_function_is_raised_by_stop() -> None:
+def _no_idea(_asked: RecordedRequest) -> Any:
+    msg = "no idea"
+    raise LookupError(msg)
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "said"),
+    [
+        (_no_idea, LookupError, "no idea"),
+        # pytest's own errors are no `Exception`.
+        (lambda _: pytest.fail("too many"), pytest.fail.Exception, "too many"),
+        (lambda _: 503, TypeError, "503 is neither a step nor a function"),
+    ],
+)
+def test_an_error_in_the_user_s_function_is_raised_by_stop(
+    function: Any, error: type[BaseException], said: str
+) -> None:
     """It becomes a 500 for the client, and comes out of `stop` once."""
-
-    def answer(_asked: RecordedRequest) -> Answer:
-        msg = "no idea"
-        raise LookupError(msg)
-
-    gateway = FaultyGateway(answer=answer)
-    with pytest.RaisesGroup(pytest.RaisesExc(LookupError, match="no idea")), gateway:
+    gateway = FaultyGateway(answer=function if function is _no_idea else Answer())
+    with pytest.RaisesGroup(pytest.RaisesExc(error, match=said)), gateway:
+        gateway.script(Answer() if function is _no_idea else function)
         reply = ask(gateway, CHAT)
-    assert (reply.status, reply.body) == (500, b"FaultyGateway: LookupError: no idea")
+    begins = f"FaultyGateway: {error.__name__}: {said}"
+    assert (reply.status, reply.body.decode()[: len(begins)]) == (500, begins)
     gateway.start()
     gateway.stop()
 
@@ -297,6 +312,9 @@ def test_paths_without_a_model(gateway: FaultyGateway) -> None:
     assert replies[1].json == {"data": [1.5]}
     assert (image.status, image.json) == (201, {})
     assert gateway.requests[0].model == "e"
+    for path in ("v1/embeddings", "/v1/embeddings?a=b"):
+        with pytest.raises(ValueError, match=re.escape(repr(path))):
+            gateway.respond(path, {})
     with FaultyGateway(api_key="k") as closed:
         closed.respond("/v1/embeddings", {})
         assert post(closed, "/v1/embeddings", {}).status == 401
