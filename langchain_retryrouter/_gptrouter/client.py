@@ -20,7 +20,6 @@ from collections.abc import (
 )
 from typing import Any, Final, TypeAlias, cast
 
-import urllib3
 from gpt_router.client import GPTRouterClient
 from gpt_router.models import GPTRouterMetadata, ModelGenerationRequest
 from pydantic import SecretStr
@@ -37,6 +36,7 @@ Timeout: TypeAlias = float | tuple[float, float] | None
 _OK: Final = 200
 # The public gateway answers a larger body with an opaque 500, or cuts the connection.
 _MAX_REQUEST_BYTES: Final = 1024 * 1024
+_GRACE_SECONDS: Final = 0.5
 _ENCODER: Final = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, separators=(",", ":")
 )
@@ -87,29 +87,29 @@ class GatewayClient(GPTRouterClient):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base_url!r})"
 
-    def generate(  # type: ignore[override] # a stream that can be aborted
+    def generate(
         self,
         *,
         ordered_generation_requests: Sequence[ModelGenerationRequest],
         is_stream: bool = False,
         model_router_metadata: GPTRouterMetadata | None = None,
         **options: Any,
-    ) -> protocol.GatewayResponse | EventStream:
+    ) -> protocol.GatewayResponse | Generator[protocol.GatewayEvent, None, None]:
         """One answer, or the events of one; one request, without retries.
 
-        The arguments are the SDK's; a stream is sent for with its first event, and has
-        to be closed. The options are `timeout`, seconds to connect and without a byte,
-        if less than the client's; `read_headers`, called with the headers of the
-        answer; and what the gateway gives its provider: `gateway_timeout`, in seconds,
-        and `gateway_max_retries`.
+        The arguments are the SDK's; a stream, whose last event is `end`, is sent for
+        with its first event, and has to be closed. The options are `timeout`, seconds
+        to connect and without a byte, if less than the client's; `read_headers`, called
+        with the headers of the answer; and what the gateway gives its provider:
+        `gateway_timeout`, in seconds, and `gateway_max_retries`.
 
         Raises:
             RetryRouterError: One of `errors.GPT_ROUTER_ERRORS`.
         """
         requests, metadata = ordered_generation_requests, model_router_metadata
-        request = self._generation(requests, metadata, options, is_stream=is_stream)
+        request = self._generation(requests, metadata, is_stream=is_stream, **options)
         if is_stream:
-            return EventStream(self, request)
+            return self._events(request)
         return protocol.read_response(self.post(request))
 
     async def agenerate(  # type: ignore[override] # the SDK does not mention streams
@@ -123,7 +123,7 @@ class GatewayClient(GPTRouterClient):
     ) -> protocol.GatewayResponse | AsyncGenerator[protocol.GatewayEvent, None]:
         """Async variant of `generate`; a stream ends once the signal is set."""
         requests, metadata = ordered_generation_requests, model_router_metadata
-        request = self._generation(requests, metadata, options, is_stream=is_stream)
+        request = self._generation(requests, metadata, is_stream=is_stream, **options)
         if is_stream:
             return self._aevents(request, stop_stream_signal)
         return protocol.read_response(await self.apost(request))
@@ -132,9 +132,12 @@ class GatewayClient(GPTRouterClient):
         self,
         requests: Sequence[ModelGenerationRequest],
         metadata: GPTRouterMetadata | None,
-        options: dict[str, Any],
         *,
         is_stream: bool,
+        timeout: float | None = None,
+        read_headers: ReadHeaders | None = None,
+        gateway_timeout: float | None = None,
+        gateway_max_retries: int | None = None,
     ) -> http.Request:
         payload: dict[str, Any] = {
             "stream": is_stream,
@@ -142,17 +145,12 @@ class GatewayClient(GPTRouterClient):
             "data": [r.model_dump(exclude_none=True, by_alias=True) for r in requests],
         }
         payload = self.add_metadata_info(payload, metadata)
-        if (seconds := options.pop("gateway_timeout", None)) is not None:
-            payload["timeout"] = max(1, round(seconds * 1000))
-        if (retries := options.pop("gateway_max_retries", None)) is not None:
-            payload["maxRetries"] = retries
-        limit, reader = options.pop("timeout", None), options.pop("read_headers", None)
-        if options:
-            names = ", ".join(map(repr, sorted(options)))
-            msg = f"the gateway client has no option {names}"
-            raise UnsupportedOptionError(msg)
+        if gateway_timeout is not None:
+            payload["timeout"] = max(1, round(gateway_timeout * 1000))
+        if gateway_max_retries is not None:
+            payload["maxRetries"] = gateway_max_retries
         return self.build_request(
-            "/v1/generate", payload, limit, reader, is_stream=is_stream
+            "/v1/generate", payload, timeout, read_headers, is_stream=is_stream
         )
 
     def add_metadata_info(
@@ -178,29 +176,45 @@ class GatewayClient(GPTRouterClient):
 
     def post(self, request: http.Request) -> dict[str, Any] | None:
         """The JSON object of the answer; None for an answer without a body."""
-        try:
+        with self._typed_errors(request):
             with contextlib.closing(http.post(request)) as response:
                 body = http.read_body(response)
             return protocol.read_answer(response.status, response.headers, body)
-        except Exception as error:
-            self.raise_typed(error, request)
-            raise
 
     async def apost(self, request: http.Request) -> dict[str, Any] | None:
         """Async variant of `post`."""
-        try:
+        with self._typed_errors(request):
             async with http.apost(request) as response:
                 body = await http.aread_body(response)
             return protocol.read_answer(response.status, response.headers, body)
-        except Exception as error:
-            self.raise_typed(error, request)
-            raise
+
+    def _events(
+        self, request: http.Request
+    ) -> Generator[protocol.GatewayEvent, None, None]:
+        """The events of one stream, `end` included.
+
+        Closing it gives the connection back if the stream is over, and else closes it.
+        """
+        with (
+            self._typed_errors(request),
+            contextlib.closing(http.post(request)) as response,
+        ):
+            if not _is_event_stream(response.status, response.headers):
+                body = http.read_body(response)
+                protocol.raise_no_stream(response.status, response.headers, body)
+            parser = _EventParser()
+            try:
+                while not parser.is_over:
+                    yield from parser.feed(response.read1(http.READ_BYTES))
+            finally:
+                if parser.is_over:
+                    http.drain(response)
 
     async def _aevents(
         self, request: http.Request, stop_signal: asyncio.Event | None
     ) -> AsyncGenerator[protocol.GatewayEvent, None]:
-        """Async variant of `EventStream`."""
-        try:
+        """Async variant of `_events`."""
+        with self._typed_errors(request):
             async with http.apost(request) as response:
                 if not _is_event_stream(response.status, response.headers):
                     body = await http.aread_body(response)
@@ -215,9 +229,6 @@ class GatewayClient(GPTRouterClient):
                 finally:
                     if parser.is_over:
                         await http.adrain(response)
-        except Exception as error:
-            self.raise_typed(error, request)
-            raise
 
     def build_request(
         self,
@@ -235,12 +246,15 @@ class GatewayClient(GPTRouterClient):
         """
         limits = cast("Timeout", self.request_timeout)
         connect, read = limits if isinstance(limits, tuple) else (limits, limits)
-        if timeout is not None:
-            connect = timeout if connect is None else min(connect, timeout)
-            if not is_stream:
-                read = timeout if read is None else min(read, timeout)
         if is_stream and self.stream_read_timeout is not None:
             read = self.stream_read_timeout
+        connect, read_first = _shorter(connect, timeout), _shorter(read, timeout)
+        if not is_stream:
+            read = read_first
+        elif timeout is not None:
+            # Later than the engine, whose error says more, gives the attempt up: only
+            # so that the thread that reads does not outlive it for long.
+            read_first = _shorter(read, timeout + _GRACE_SECONDS)
         headers = {
             "accept-encoding": "identity",
             "content-type": "application/json",
@@ -254,73 +268,35 @@ class GatewayClient(GPTRouterClient):
             raise UnsupportedOptionError(msg) from error
         url = self._root + path
         return http.Request(
-            self.origin, url, headers, body, connect, read, read_headers
+            self.origin, url, headers, body, connect, read, read_first, read_headers
         )
 
-    def raise_typed(self, error: Exception, request: http.Request) -> None:
-        """Raise an exception of the HTTP libraries as ours; do nothing with others.
+    @contextlib.contextmanager
+    def _typed_errors(self, request: http.Request) -> Iterator[None]:
+        """Raise exceptions of the HTTP libraries as ours.
 
         The key is taken out of the texts of both. A failure of the gateway at a body
         that the public one never accepts is not retried.
         """
-        mask([self.api_key], error)
-        typed = error if isinstance(error, RetryRouterError) else _type_error(error)
-        if typed is None:
-            return
-        size = len(request.body)
-        its_own = {FailureKind.SERVER_ERROR, FailureKind.CONNECTION}
-        if typed.kind in its_own and size > _MAX_REQUEST_BYTES:
-            typed.should_retry = False
-            typed.add_note(
-                f"not retried: the request has {size:,} bytes, and the public gateway"
-                f" fails above {_MAX_REQUEST_BYTES:,}; shorten it, or give large"
-                " pictures by their URL"
-            )
-        if typed is not error:
-            raise typed from error
-
-
-class EventStream:
-    """The events of one stream, `end` included; sent for with the first event."""
-
-    def __init__(self, client: GatewayClient, request: http.Request) -> None:
-        self._response: urllib3.BaseHTTPResponse | None = None
-        self._events = self._read(client, request)
-
-    def __iter__(self) -> Iterator[protocol.GatewayEvent]:
-        return self._events
-
-    def __next__(self) -> protocol.GatewayEvent:
-        return next(self._events)
-
-    def abort(self) -> None:
-        """Interrupt, from another thread, a read under way; it then raises."""
-        if self._response is not None:
-            http.shut_down(self._response)
-
-    def close(self) -> None:
-        """Give the connection back if the stream is over, and else close it."""
-        self._events.close()
-
-    def _read(
-        self, client: GatewayClient, request: http.Request
-    ) -> Generator[protocol.GatewayEvent, None, None]:
         try:
-            with contextlib.closing(http.post(request)) as response:
-                self._response = response
-                if not _is_event_stream(response.status, response.headers):
-                    body = http.read_body(response)
-                    protocol.raise_no_stream(response.status, response.headers, body)
-                parser = _EventParser()
-                try:
-                    while not parser.is_over:
-                        yield from parser.feed(response.read1(http.READ_BYTES))
-                finally:
-                    if parser.is_over:
-                        http.drain(response)
+            yield
         except Exception as error:
-            client.raise_typed(error, request)
-            raise
+            mask([self.api_key], error)
+            typed = error if isinstance(error, RetryRouterError) else _type_error(error)
+            if typed is None:
+                raise
+            size = len(request.body)
+            its_own = {FailureKind.SERVER_ERROR, FailureKind.CONNECTION}
+            if typed.kind in its_own and size > _MAX_REQUEST_BYTES:
+                typed.should_retry = False
+                typed.add_note(
+                    f"not retried: the request has {size:,} bytes, and the public"
+                    f" gateway fails above {_MAX_REQUEST_BYTES:,}; shorten it, or give"
+                    " large pictures by their URL"
+                )
+            if typed is error:
+                raise
+            raise typed from error
 
 
 class _EventParser:
@@ -336,11 +312,9 @@ class _EventParser:
             if not chunk:
                 raise protocol.interrupted()
             for frame in self._parser.feed(chunk):
-                # The one frame with a name, `end`, closes the stream: it comes after
-                # errors too, and its data is not JSON.
-                if frame.kind != b"message":
+                event = protocol.read_event(frame.data, frame.kind)
+                if event is None:
                     continue
-                event = protocol.read_event(frame.data)
                 self.is_over = event.event == "end"
                 yield event
                 if self.is_over:
@@ -348,6 +322,10 @@ class _EventParser:
         except (_http.TooLargeError, RetryRouterError):
             self.is_over = True
             raise
+
+
+def _shorter(limit: float | None, other: float | None) -> float | None:
+    return min((one for one in (limit, other) if one is not None), default=None)
 
 
 def _is_event_stream(status: int, headers: Mapping[str, str]) -> bool:

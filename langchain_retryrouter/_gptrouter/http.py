@@ -17,7 +17,6 @@ import io
 import os
 import ssl
 import sys
-import threading
 import time
 import urllib.request
 import weakref
@@ -61,7 +60,8 @@ class Origin(NamedTuple):
 class Request(NamedTuple):
     """A POST request; `connect` and `read` are seconds, the latter without a byte.
 
-    `read_headers` is called with the headers of the response.
+    Of those, the headers of a sync response may take `read_first`. `read_headers` is
+    called with the headers of the response.
     """
 
     origin: Origin
@@ -70,6 +70,7 @@ class Request(NamedTuple):
     body: bytes
     connect: float | None
     read: float | None
+    read_first: float | None
     read_headers: Callable[[Mapping[str, str]], object] | None = None
 
 
@@ -125,7 +126,6 @@ def ssl_context() -> ssl.SSLContext:
 # --- sync ---------------------------------------------------------------------------
 
 _NO_RETRIES: Final = urllib3.Retry(total=False, redirect=False)
-_lock = threading.Lock()
 # By process as well, since two processes on one socket read each other's responses.
 _pools: dict[tuple[int, Origin], urllib3.HTTPConnectionPool | urllib3.ProxyManager] = {}
 
@@ -136,20 +136,22 @@ def post(request: Request) -> urllib3.BaseHTTPResponse:
     key = (os.getpid(), origin)
     pool = _pools.get(key)
     if pool is None:
-        with _lock:
-            pool = _pools.setdefault(key, _new_pool(origin))
+        pool = _pools.setdefault(key, _new_pool(origin))
     root = "" if origin.proxy else f"{origin.scheme}://{origin.netloc}"
     response = pool.urlopen(
         "POST",
         request.url[len(root) :],
         headers=request.headers,
         body=request.body,
-        timeout=urllib3.Timeout(connect=request.connect, read=request.read),
+        timeout=urllib3.Timeout(connect=request.connect, read=request.read_first),
         retries=_NO_RETRIES,
         redirect=False,
         preload_content=False,
     )
     on_abort(functools.partial(shut_down, response))
+    socket = getattr(response.connection, "sock", None)
+    if request.read != request.read_first and socket is not None:
+        socket.settimeout(request.read)
     if request.read_headers is not None:
         request.read_headers(response.headers)
     return response
@@ -198,10 +200,8 @@ def drain(response: urllib3.BaseHTTPResponse) -> None:
 
 def close_connections(origin: Origin) -> None:
     """Close the process's idle connections to `origin`; calls under way finish."""
-    with _lock:
-        _pools.pop(
-            (os.getpid(), origin), None
-        )  # The last call that holds it closes it.
+    # The last call that holds it closes it.
+    _pools.pop((os.getpid(), origin), None)
 
 
 # --- async --------------------------------------------------------------------------
@@ -269,8 +269,12 @@ async def _session_of_loop() -> _LoopSession:
         lifetime = _open_session()
         current = _sessions[loop] = await anext(lifetime)
         current.lifetime = lifetime
-        for other in [one for one in list(_sessions) if one.is_closed()]:
-            await _sessions.pop(other).session.close()
+        # Other threads have loops of their own, and may be here at the same time.
+        for other in [reference() for reference in _sessions.keyrefs()]:
+            if other is not None and other.is_closed():
+                left = _sessions.pop(other, None)
+                if left is not None:
+                    await left.session.close()
     return current
 
 

@@ -69,29 +69,40 @@ def build_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
         if role and is_plain and isinstance(content, str):
             # As most messages are; LangChain's own conversion takes ten times as long.
             sent.append({"role": role, "content": content})
-        elif isinstance(message, AIMessage):
-            sent.append(_build_ai(message))
-        elif isinstance(content, str):
-            sent.append({**_frame(message), "content": content})
-        else:
-            # Anthropic's results of tools become messages of their own, which have to
-            # follow the call at once.
-            results = [
-                block
-                for block in content
-                if isinstance(block, dict) and block.get("type") == "tool_result"
-            ]
-            for result in results:
-                id_, said = result.get("tool_use_id"), result.get("content")
-                sent += build_messages(
-                    [ToolMessage(said or "", tool_call_id=id_ or "")]
-                )
-            blocks = [block for block in content if block not in results]
-            if blocks or not results:
-                frame = _frame(message)
-                parts = [part for one in blocks for part in _parts(one, frame["role"])]
-                sent.append({**frame, "content": _as_content(parts)})
+            continue
+        try:
+            sent += _build(message)
+        except UnsupportedOptionError:
+            raise
+        except (TypeError, ValueError) as error:
+            msg = f"a message of type {message.type!r} cannot be sent: {error}"
+            raise UnsupportedOptionError(msg) from error
     return sent
+
+
+def _build(message: BaseMessage) -> list[dict[str, Any]]:
+    content = message.content
+    if isinstance(message, AIMessage):
+        return [_build_ai(message)]
+    if isinstance(content, str):
+        return [{**_frame(message), "content": content}]
+    # Anthropic's results of tools become messages of their own, which have to follow
+    # the call at once.
+    results = [
+        block
+        for block in content
+        if isinstance(block, dict) and block.get("type") == "tool_result"
+    ]
+    built: list[dict[str, Any]] = []
+    for result in results:
+        id_, said = result.get("tool_use_id"), result.get("content")
+        built += build_messages([ToolMessage(said or "", tool_call_id=id_ or "")])
+    blocks = [block for block in content if block not in results]
+    if blocks or not results:
+        frame = _frame(message)
+        parts = [part for one in blocks for part in _parts(one, frame["role"])]
+        built.append({**frame, "content": _as_content(parts)})
+    return built
 
 
 def _build_ai(message: AIMessage) -> dict[str, Any]:
@@ -116,11 +127,7 @@ def _build_ai(message: AIMessage) -> dict[str, Any]:
 def _frame(message: BaseMessage) -> dict[str, Any]:
     """A message without its content, in OpenAI's form."""
     empty = message.model_copy(update={"content": ""})
-    try:
-        frame: dict[str, Any] = convert_to_openai_messages(empty)
-    except (TypeError, ValueError) as error:
-        msg = f"a message of type {message.type!r} cannot be sent: {error}"
-        raise UnsupportedOptionError(msg) from error
+    frame: dict[str, Any] = convert_to_openai_messages(empty)
     if frame["role"] == "developer":
         frame["role"] = "system"
     frame.pop("name", None)
@@ -503,7 +510,8 @@ class CallReader:
     and each call gets an index of its own. A piece belongs to the call with its index,
     unless it has another id; without an index to the call with its id; without both to
     the last call, unless it has a name. A piece with a name after the first arguments
-    is another call. Repeated ids and names are not added again, nor is a whole call.
+    is another call; one without a name never is, whatever its id. Repeated ids and
+    names are not added again, nor is a whole call.
     """
 
     def __init__(self) -> None:
@@ -569,6 +577,9 @@ class CallReader:
                     return call
             else:
                 return None if name and call["name"] else call
+        if name is None and id_ is not None:
+            # Some servers make up another id for each piece.
+            return self._find(index, None, None)
         return None
 
 

@@ -183,6 +183,10 @@ class ObservedModels:
     skipped_at: dict[ModelKey, float] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy has what is no matter of time: other machines have other clocks."""
+        return type(self), (self.are_chat,)
+
 
 class ModelList:
     """The models that a call may ask: their order, and what is known of them.
@@ -628,14 +632,24 @@ class GatewayEvent(models.ChunkedGenerationResponse):
     retryrouter: dict[str, Any] | None = None
 
 
-def read_event(data: bytes) -> GatewayEvent:
-    """One JSON event of a stream; raises the error that an `error` event reports."""
+def read_event(data: bytes, frame: bytes) -> GatewayEvent | None:
+    """One JSON event of a stream; raises the error that an `error` event reports.
+
+    `frame` is the name of the frame that has it, `message` if it has none. Other frames
+    may be no events, which is None: the last one, `end`, which comes after errors too,
+    or a heartbeat.
+    """
     try:
         event = _json.read(data)
     except ValueError:
         event = None
     kind = event.get("event") if isinstance(event, dict) else None
     if not isinstance(kind, str):
+        said = event if isinstance(event, dict) else {"message": excerpt(data)}
+        if frame == b"error" or (said is event and errors.read_event(event)):
+            raise read_error_event(said)
+        if frame != b"message" and (event is not None or not data.startswith(b"{")):
+            return None
         msg = f"an event of the stream is not of the protocol: {excerpt(data)!r}"
         raise malformed(msg)
     kind = kind.lower()
@@ -751,9 +765,12 @@ _OPAQUE_BODY: Final = {"error": "Something went wrong"}
 
 def read_error_event(event: Mapping[str, Any]) -> RetryRouterError:
     """The error that an `error` event reports, classified by its message."""
+    report = errors.read_event(dict(event), "error")
     message = event.get("message")
     if not isinstance(message, str):
         message = "the gateway reported an error without a message"
+        if report is not None and event.get("error"):
+            message = report.message
     words = message.lower()
     known = (row[1:] for row in _MESSAGES if re.match(row[0], words))
     kind, may_have_run = next(known, (None, True))
@@ -762,7 +779,6 @@ def read_error_event(event: Mapping[str, Any]) -> RetryRouterError:
     status_code = int(status[1]) if status else None
     if kind is None and status_code is not None:
         kind = errors.read_response(status_code, (), event, unix_time=0.0).kind
-    report = errors.read_event(dict(event), "error")
     kind = kind or (report.kind if report else FailureKind.SERVER_ERROR)
     return GPT_ROUTER_ERRORS[kind](
         message,

@@ -36,6 +36,10 @@ class Relay:
         self._threads: list[threading.Thread] = []
         self.connections = 0
         """The number of connections that were accepted."""
+        self.is_deaf = False
+        """Whether what clients send from now on is lost."""
+        self.left = threading.Event()
+        """Set once a client has closed its connection."""
 
     def __enter__(self) -> Self:
         self._run(self._accept)
@@ -89,7 +93,13 @@ class Relay:
         server.sendall(first)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._run(_pump, server, client)
-        _pump(client, server)
+        with contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                if not self.is_deaf:
+                    server.sendall(data)
+        self.left.set()
+        with contextlib.suppress(OSError):
+            server.shutdown(socket.SHUT_WR)
 
 
 class Proxy(Relay):

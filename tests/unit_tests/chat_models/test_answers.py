@@ -191,6 +191,16 @@ def test_gaps_in_a_stream_are_tolerated(env: Env, told: dict[str, Any]) -> None:
     assert answer.tool_calls == []
 
 
+def test_frames_may_have_names(env: Env) -> None:
+    """An event counts whatever its frame is called; what is no event is left out."""
+    frames = update("Hi", "stop"), END
+    named = [f"event: {json.loads(one[6:])['event']}\n{one}" for one in frames]
+    beat = ['event: ping\ndata: {"type": "ping"}', "event: ping\ndata: still here"]
+    env.gateway.script(event_stream(*beat, *named, FAREWELL))
+
+    assert env.ask("stream", max_retries=0).content == "Hi"
+
+
 @pytest.mark.parametrize("model", [5, True, ["gpt-4"], {"name": "gpt-4"}], ids=str)
 def test_a_models_name_that_is_no_text_is_not_used(env: Env, model: Any) -> None:
     """Metadata of a wrong type neither costs a stream its answer nor ends it."""

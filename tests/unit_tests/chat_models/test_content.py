@@ -364,6 +364,8 @@ def test_calls_and_their_results_are_sent(env: Env) -> None:
         (tool([{"type": "hologram"}]), "'tool'.*'hologram'"),
         (RemoveMessage("1"), "'remove'"),
         (AIMessage("", tool_calls=[{**CALL, "args": {"a": {1}}}]), "'ai'"),
+        (ai({**TOOL_USE, "input": {"a": {1}}}), "'ai'.*set"),
+        (tool([{"a": {1}}]), "'tool'.*set"),
     ],
 )
 def test_content_that_cannot_be_sent_is_an_error(

@@ -74,6 +74,7 @@ RETRIED_STREAMS: list[Row] = [
     (ErrorEvent("Request timed out."), APITimeoutError, None, "Request timed out."),
     (ErrorEvent("Connection error."), APIConnectionError, None, "Connection error."),
 ]
+WRONG_KEY = (AuthenticationError, 401, "401 no")
 FINAL: list[Row] = [
     (Status(400), InvalidRequestError, 400, ""),
     (Status(401), AuthenticationError, 401, "401 - Unauthorized"),
@@ -85,6 +86,10 @@ FINAL_STREAMS: list[Row] = [
     (ErrorEvent("no", status=401), AuthenticationError, 401, "401 no"),
     (ErrorEvent("bad", status=400), InvalidRequestError, 400, "400 bad"),
     *((ErrorEvent(told), cls, None, told) for told, cls in NOT_ASKED),
+    # Other forms of an `error` event.
+    (event_stream('event: error\ndata: {"message": "401 no"}'), *WRONG_KEY),
+    (event_stream("event: error\ndata: 401 no"), *WRONG_KEY),
+    (event_stream('data: {"error": {"message": "401 no"}}'), *WRONG_KEY),
 ]
 FAULTS = [
     *((way, row, True) for way, row in product(WAYS, RETRIED)),
@@ -96,7 +101,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(
-    ("way", "row", "is_retried"), FAULTS, ids=lambda value: repr(value)[:90]
+    ("way", "row", "is_retried"), FAULTS, ids=lambda value: repr(value)[:120]
 )
 def test_each_fault_has_its_error(
     env: Env, way: str, row: Row, *, is_retried: bool

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from langchain_retryrouter import (
     RetryRouterError,
     ServerError,
     StreamInterruptedError,
+    UnavailableError,
     UnsupportedOptionError,
 )
 from langchain_retryrouter.testing import (
@@ -358,6 +360,19 @@ def test_an_error_names_no_model_that_was_perhaps_not_asked(env: Env, way: str) 
     for models, route in (LIST, None), ([SICK], SICK.name):
         with pytest.raises(RetryRouterError) as caught:
             env.ask(way, models_priority_list=models, max_retries=0)
+        assert caught.value.route == route
+
+
+def test_a_pickled_model_does_not_know_which_model_is_asked(env: Env) -> None:
+    """It may be loaded on another machine, whose clock shows another time."""
+    env.gateway.script(Answer(model=SERVED.name))
+    env.gateway.always(Status(503))
+    llm = env.llm(models_priority_list=LIST, max_retries=0, clock=None)
+    env.invoke(llm, "hi")
+
+    for model, route in (llm, SERVED.name), (pickle.loads(pickle.dumps(llm)), None):
+        with pytest.raises(UnavailableError) as caught:
+            env.invoke(model, "hi")
         assert caught.value.route == route
 
 

@@ -333,6 +333,17 @@ IN_PIECES = {
         piece(0, "", "", PARIS),
         piece(1, "call_1", "get_time", ZONE),
     ],
+    "another id with each piece": [
+        piece(0, "call_0", "get_weather", CITY),
+        piece(0, "call_x", None, PARIS),
+        piece(1, "call_1", "get_time", '{"zone": '),
+        piece(1, "call_y", "", '"CET"}'),
+    ],
+    "another id with each piece and no index": [
+        piece(None, "call_0", "get_weather", CITY),
+        piece(None, "call_x", None, PARIS),
+        piece(None, "call_1", "get_time", ZONE),
+    ],
     "all calls have index 0": [
         piece(0, "call_0", "get_weather", WHOLE_CITY),
         piece(0, "call_1", "get_time", ZONE),
