@@ -26,7 +26,7 @@ from collections.abc import (
 )
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -54,8 +54,6 @@ if TYPE_CHECKING:
     from langchain_retryrouter._retry.engine import LimiterWait
 
 logger = logging.getLogger(__name__)
-
-_FAILED: Final = "A callback handler failed in %s"
 
 AnyRunManager = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
 _RunManager = TypeVar(
@@ -93,19 +91,15 @@ class Notifier:
     def __call__(self, state: RetryCallState) -> None:
         """Call `on_retry` of each handler, before the wait."""
         for single in _for_each_handler(self.run_manager):
-            try:
+            with _logged("on_retry"):
                 single.on_retry(state)
-            except Exception:
-                logger.warning(_FAILED, "on_retry", exc_info=True)
 
     def limiter_wait(self, wait: LimiterWait) -> None:
         """Send the handlers the custom event `rate_limit_wait`."""
         for single in _for_each_handler(self.run_manager):
             event, facts = _as_event(single, wait)
-            try:
+            with _logged("on_custom_event"):
                 handle_event(*event, **facts)
-            except Exception:
-                logger.warning(_FAILED, "on_custom_event", exc_info=True)
 
 
 @dataclass(slots=True)
@@ -117,19 +111,23 @@ class AsyncNotifier:
     async def __call__(self, state: RetryCallState) -> None:
         """Call `on_retry` of each handler, before the wait."""
         for single in _for_each_handler(self.run_manager):
-            try:
+            with _logged("on_retry"):
                 await single.on_retry(state)
-            except Exception:
-                logger.warning(_FAILED, "on_retry", exc_info=True)
 
     async def limiter_wait(self, wait: LimiterWait) -> None:
         """Send the handlers the custom event `rate_limit_wait`."""
         for single in _for_each_handler(self.run_manager):
             event, facts = _as_event(single, wait)
-            try:
+            with _logged("on_custom_event"):
                 await ahandle_event(*event, **facts)
-            except Exception:
-                logger.warning(_FAILED, "on_custom_event", exc_info=True)
+
+
+@contextlib.contextmanager
+def _logged(method: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        logger.warning("A callback handler failed in %s", method, exc_info=True)
 
 
 def _as_event(

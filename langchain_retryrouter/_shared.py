@@ -30,6 +30,7 @@ field that becomes nil or None is deleted. `Operation.name` is the kind of the r
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 import math
 import os
@@ -679,6 +680,14 @@ def is_whole(value: Any) -> bool:
 def is_positive(value: Any) -> bool:
     """Whether `value` is a finite number above 0."""
     return is_number(value) and value > 0
+
+
+def is_hook(value: Any) -> bool:
+    """Whether `value` is None, or a function that sync code can call."""
+    if value is None or not callable(value):
+        return value is None
+    is_async = inspect.iscoroutinefunction
+    return not (is_async(value) or is_async(value.__call__))
 
 
 def require(

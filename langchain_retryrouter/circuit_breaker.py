@@ -29,6 +29,7 @@ from langchain_retryrouter._shared import (
     Reply,
     Shareable,
     Store,
+    is_hook,
     is_number,
     is_positive,
     is_whole,
@@ -178,8 +179,8 @@ class CircuitBreaker(Shareable):
         on_state_change: Callable[[BreakerState, BreakerState], object] | None = None,
     ) -> None:
         """Check the numbers; the breaker starts closed."""
-        is_met = on_state_change is None or callable(on_state_change)
-        require("on_state_change", on_state_change, "a function", is_met=is_met)
+        allowed, is_met = "a function that is not async", is_hook(on_state_change)
+        require("on_state_change", on_state_change, allowed, is_met=is_met)
         super().__init__(name)
         self.failure_threshold = failure_threshold
         self.recovery_time = recovery_time

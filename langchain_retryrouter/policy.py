@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from langchain_retryrouter._shared import (
     Reply,
     Shareable,
     Store,
+    is_hook,
     is_number,
     is_positive,
     is_whole,
@@ -162,9 +162,7 @@ class RetryPolicy:
         require("jitter", self.jitter, "True or False", is_met=is_flag)
         for name in ("on_retry", "on_failover"):
             hook = getattr(self, name)
-            is_function = callable(hook) and not inspect.iscoroutinefunction(hook)
-            allowed = "a function that is not async"
-            require(name, hook, allowed, is_met=hook is None or is_function)
+            require(name, hook, "a function that is not async", is_met=is_hook(hook))
 
     @property
     def max_attempts(self) -> int:

@@ -6,7 +6,8 @@ fractions, units such as `20s` and ISO 8601 dates too); `retry-after-ms` and
 (such as `1m30.5s`) are OpenAI's; `anthropic-ratelimit-*-reset` are ISO 8601 dates;
 `ratelimit-reset` and `ratelimit: "name";r=0;t=30` are drafts of the IETF's "RateLimit
 header fields". As Unix time, `x-ratelimit-reset` is GitHub's in seconds and
-OpenRouter's in milliseconds: a number of 1e9 or more is a moment and not a duration.
+OpenRouter's in milliseconds, and some servers send it as `Retry-After`: a number of 1e9
+or more is a moment and not a duration.
 LiteLLM's proxy hands on what its provider said with `llm_provider-` before each name
 (docs.litellm.ai/docs/proxy/response_headers).
 
@@ -186,10 +187,10 @@ def _number(text: str) -> float | None:
 
 def _seconds_or_date(text: str, now: float) -> float | None:
     # A proxy may fold a repeated header into one line, with dates and numbers in it.
-    moments = map(_timestamp, _DATE.findall(text) + _ISO_DATE.findall(text))
-    waits = [max(0.0, moment - now) for moment in moments if moment is not None]
-    parts = [part.strip() for part in text.split(",")]
-    return _longest([*waits, *map(_number, parts), *map(_duration, parts)])
+    dates = map(_timestamp, _DATE.findall(text) + _ISO_DATE.findall(text))
+    waits = [max(0.0, date - now) for date in dates if date is not None]
+    parts = (_duration_or_moment(part.strip(), now) for part in text.split(","))
+    return _longest([*waits, *parts])
 
 
 def _timestamp(text: str) -> float | None:

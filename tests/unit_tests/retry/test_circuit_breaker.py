@@ -21,6 +21,8 @@ from langchain_retryrouter.circuit_breaker import BreakerState, Permit, Refusal
 from langchain_retryrouter.policy import RetryBudget
 from langchain_retryrouter.testing import FakeClock
 
+from .test_policy import AsyncHook, async_hook
+
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 
 
@@ -338,7 +340,11 @@ os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         ),
         ("failure_rate", [0, 1.1, -0.1, math.nan, "1"], "a share above 0 and up to 1"),
         ("recovery_jitter", [-0.1, 1.1, None, True], "a share from 0 to 1"),
-        ("on_state_change", [1, "print"], "a function"),
+        (
+            "on_state_change",
+            [1, "print", AsyncHook(), async_hook],
+            "a function that is not async",
+        ),
         (
             "capacity retry_cost throttled_cost success_gain",
             [-1, -0.1, math.nan, math.inf, 10**400, True, "5", None],

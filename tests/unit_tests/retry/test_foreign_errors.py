@@ -132,20 +132,6 @@ def test_a_foreign_timeout_is_not_one_of_ours(engine: Engine, start: Start) -> N
         assert script.numbers == [1]
 
 
-@foreign
-def test_from_a_retry_event(engine: Engine, foreign: type[BaseException]) -> None:
-    """If `on_retry` is left by an exception, the retry is neither sent nor paid for."""
-
-    def leave() -> None:
-        raise foreign
-
-    budget = RetryBudget()
-    script, recorder = Script(*failures(1), "not sent"), engine.recorder(leave)
-    with pytest.raises(foreign):
-        engine.call(engine.context(budget=budget), script, recorder)
-    assert (script.numbers, engine.clock.sleeps, budget.tokens) == ([1], [], 500)
-
-
 class LeavingClock(FakeClock):
     """A clock whose waits are left by an exception."""
 
@@ -160,12 +146,21 @@ class LeavingClock(FakeClock):
         raise self._leaving(seconds)
 
 
-@pytest.mark.parametrize("leaving", FOREIGN[:4])
-def test_from_a_wait(engine: Engine, leaving: type[BaseException]) -> None:
-    """A call that is left during its back-off gets back what the retry cost."""
-    budget, script = RetryBudget(), Script(*failures(1), "not sent")
-    with pytest.raises(leaving):
-        engine.call(context_for(LeavingClock(leaving), budget=budget), script)
+@foreign
+@pytest.mark.parametrize("place", ["on_retry", "wait"])
+def test_before_a_retry(
+    engine: Engine, foreign: type[BaseException], place: str
+) -> None:
+    """A retry that an exception prevents is neither sent nor paid for."""
+
+    def leave() -> None:
+        if place == "on_retry":
+            raise foreign
+
+    clock, budget = LeavingClock(foreign), RetryBudget()
+    script, recorder = Script(*failures(1), "not sent"), engine.recorder(leave)
+    with pytest.raises(foreign):
+        engine.call(context_for(clock, budget=budget), script, recorder)
     assert (script.numbers, budget.tokens) == ([1], 500)
 
 

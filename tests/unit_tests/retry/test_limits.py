@@ -5,7 +5,7 @@ The time is real here, and short, since a socket has no clock to hand in.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -236,27 +236,17 @@ def test_the_deadline_of_a_buffered_stream_is_named(engine: Engine) -> None:
 # --- the deadline ---
 
 
-def failing_after(clock: FakeClock, seconds: float) -> Callable[[], UnavailableError]:
-    """An outcome that takes its time and then fails."""
-
-    def fail() -> UnavailableError:
-        clock.advance(seconds)
-        return UnavailableError("503")
-
-    return fail
-
-
 def test_no_wait_begins_that_would_outlast_the_deadline(engine: Engine) -> None:
     """When the next wait would reach the deadline, the error comes out at once.
 
     The deadline is the limit of the first attempt, and shrinks with each.
     """
-    slow = failing_after(engine.clock, 3)
-    script, recorder, budget = (
-        Script(slow, slow, slow),
-        engine.recorder(),
-        RetryBudget(),
-    )
+
+    def slow() -> UnavailableError:
+        engine.clock.advance(3)
+        return UnavailableError("503")
+
+    script, recorder, budget = Script(*[slow] * 3), engine.recorder(), RetryBudget()
     policy = RetryPolicy(deadline=9, max_retries=5)
     with pytest.raises(UnavailableError) as caught:
         engine.call(engine.context(policy, budget=budget), script, recorder)

@@ -61,8 +61,14 @@ def test_a_policy_is_plain_data() -> None:
 NOT_SECONDS = [-1, -1e-9, math.nan, math.inf, -math.inf, 10**400, True, "1", [1], 1j]
 
 
-async def async_hook(_: object) -> None:
+async def async_hook(*_: object) -> None:
     """A hook that the sync engine could not call."""
+
+
+class AsyncHook:
+    """The same as an object."""
+
+    async def __call__(self, *_: object) -> None: ...
 
 
 ZERO_ONCE = "0 sends one request and never repeats it"
@@ -85,7 +91,7 @@ REFUSED: dict[str, tuple[list[Any], str]] = {
     ),
     "jitter": ([None, 0, 1, "yes"], "must be True or False, not {!r}"),
     "on_retry on_failover": (
-        [1, "print", async_hook],
+        [1, "print", async_hook, AsyncHook()],
         "must be a function that is not async, not {!r}",
     ),
 }
