@@ -136,6 +136,9 @@ def _new_client(settings: ClientSettings) -> tuple[Any, Any]:
     client = getattr(openai, settings.sdk_class)(
         **settings.options, http_client=own or settings.http_client, max_retries=0
     )
+    # The SDK reads an empty variable, and would send a header without a value.
+    client.organization = client.organization or None
+    client.project = client.project or None
     return client, own
 
 
@@ -370,7 +373,7 @@ class SDKRequest:
             errors.response = response
             if _is_document(response):
                 response.read()
-                protocol.raise_for_page(response)
+                protocol.check_document(response)
         return SDKStream(stream, self._request, errors)
 
     async def aopen_stream(self, attempt: Attempt) -> AsyncSDKStream:
@@ -383,7 +386,7 @@ class SDKRequest:
             errors.response = response
             if _is_document(response):
                 await response.aread()
-                protocol.raise_for_page(response)
+                protocol.check_document(response)
         return AsyncSDKStream(stream, self._request, errors)
 
     def _typed_errors(self, attempt: Attempt) -> TypedErrors:

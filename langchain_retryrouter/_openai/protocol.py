@@ -1,12 +1,13 @@
 """Requests, answers and chunks of `/v1/completions` and `/v1/chat/completions`.
 
 An answer is a `SDKObject`, or an object or dict from the user's own client; all are
-read alike. Nothing in this module sends or retries. A response that is not an answer is
-raised as one of `_openai.errors`.
+read as JSON. Nothing in this module sends or retries. A response that is not an answer
+is raised as one of `_openai.errors`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +28,8 @@ ATTEMPT_LOG: Final = "retryrouter"
 """The field of an answer, or of a stream's last chunk, that holds the attempt log."""
 
 _EXCERPT: Final = 80
+_EVENT_FIELDS: Final = ("data:", "event:", "id:", "retry:", ":")
+_kind_of = functools.lru_cache(maxsize=64)(kind_of)
 _LARGEST_COUNT: Final = 2**63 - 1
 # Fields that the SDK's objects always have, and answers often leave out.
 _OPTIONAL_FIELDS: Final = {
@@ -57,20 +60,26 @@ class SDKObject(dict[str, Any]):
         return cls(value) if isinstance(value, dict) else value
 
 
-def get(thing: Any, name: str) -> Any:
-    """The field `name` of an SDK object or a dict; None if it has none."""
-    if isinstance(thing, dict):
-        return thing.get(name)
-    return getattr(thing, name, None)
-
-
-def _plain(thing: Any) -> Any:
-    """An SDK object as dicts and lists; anything else as it is."""
-    if isinstance(thing, dict):
+def plain(thing: Any) -> Any:
+    """An object of the SDK as the JSON that was sent; anything else as it is."""
+    if isinstance(thing, dict) or not hasattr(thing, "model_dump"):
         return thing
-    dump = getattr(thing, "model_dump", None)
-    # Providers fill fields with what the SDK's types do not expect: no warnings.
-    return thing if dump is None else dump(warnings=False)
+    try:
+        # Providers fill fields with what the SDK's types do not expect: no warnings.
+        return thing.model_dump(exclude_unset=True, warnings=False)
+    except ValueError as error:  # SDK objects hold what they cannot write.
+        _raise_malformed(f"an answer that cannot be read: {error}")
+
+
+def get(thing: Any, name: str) -> Any:
+    """The field `name` of a JSON object; None if `thing` has none, or is none."""
+    return thing.get(name) if isinstance(thing, dict) else None
+
+
+def _choices_of(document: Any) -> list[Any]:
+    """The choices of an answer or chunk, empty if they are no list."""
+    found = get(document, "choices")
+    return [plain(one) for one in found] if isinstance(found, list | tuple) else []
 
 
 def attach_attempt_log(thing: Any, attempt_log: dict[str, Any]) -> Any:
@@ -80,20 +89,26 @@ def attach_attempt_log(thing: Any, attempt_log: dict[str, Any]) -> Any:
     elif isinstance(thing, dict):
         return {**thing, ATTEMPT_LOG: attempt_log}
     elif hasattr(thing, "model_dump"):
-        setattr(thing, ATTEMPT_LOG, attempt_log)
+        with contextlib.suppress(ValueError):  # Its class may take no more fields.
+            setattr(thing, ATTEMPT_LOG, attempt_log)
     return thing
 
 
 # Requests.
 
 
-def expected_choices(request: Mapping[str, Any]) -> int:
-    """How many choices a request asks for: `n` for each of its prompts."""
+def count_prompts(request: Mapping[str, Any]) -> int:
+    """How many prompts a request has; a list of numbers is one, of tokens."""
     prompt = request.get("prompt")
     has_several = isinstance(prompt, list | tuple) and not any(
         isinstance(token, int) for token in prompt
     )
-    return (request.get("n") or 1) * (len(prompt) if has_several and prompt else 1)
+    return len(prompt) if has_several and prompt else 1
+
+
+def expected_choices(request: Mapping[str, Any]) -> int:
+    """How many choices a request asks for: `n` for each of its prompts."""
+    return (request.get("n") or 1) * count_prompts(request)
 
 
 def check_choices(request: Mapping[str, Any], *, streaming: bool) -> None:
@@ -126,46 +141,30 @@ def read_response(response: Any) -> Any:
 
 def checked_answer(answer: Any, request: Mapping[str, Any]) -> Any:
     """`answer`, if it is an answer to `request`."""
-    if isinstance(answer, SDKObject) and "error" not in answer:
-        found = answer.get("choices")
-        is_list = isinstance(found, list) and len(found) == expected_choices(request)
-        if is_list and _has_only_text(found):
-            return answer
-    if answer is None or isinstance(answer, str | int | float | list):
-        _raise_reported(answer)
-        _raise_malformed(f"an answer that is not a JSON object: {_excerpt(answer)}")
-    if not isinstance(answer, dict) and not hasattr(answer, "model_dump"):
+    document = plain(answer)
+    if not isinstance(document, dict | list | str | int | float | None):
         return answer  # A raw response, or the user's own class.
-    _raise_reported(answer)
-    choices, expected = get(answer, "choices"), expected_choices(request)
-    if not isinstance(choices, list) or len(choices) != expected:
-        found = len(choices) if isinstance(choices, list) else "no"
+    _raise_reported(document)
+    if not isinstance(document, dict):
+        _raise_malformed(f"an answer that is not a JSON object: {_excerpt(document)}")
+    choices, expected = _choices_of(document), expected_choices(request)
+    if len(choices) != expected:
+        found = len(choices) if isinstance(document.get("choices"), list) else "no"
         _raise_malformed(f"an answer with {found} choices, {expected} expected")
-    for choice in choices:
-        if not _is_choice(choice, "text", "message"):
-            _raise_malformed(f"a choice without a text: {_excerpt(choices)}")
+    if not all(_is_choice(choice, "text", "message") for choice in choices):
+        _raise_malformed(f"a choice without a text: {_excerpt(choices)}")
     return answer
 
 
-def _has_only_text(choices: Any) -> bool:
-    """Whether choices are what nearly all are: a text, and a reason for its end."""
-    for choice in choices:
-        if (
-            type(choice) is not dict
-            or type(choice.get("text")) is not str
-            or choice.get("finish_reason") not in ("stop", "length")
-            or "error" in choice
-            or "message" in choice
-        ):
-            return False
-    return True
+def check_document(response: Any) -> None:
+    """Raise what a document says that came where a stream was asked for.
 
-
-def raise_for_page(response: Any) -> NoReturn:
-    """Raise what a document says that came where a stream was asked for."""
-    _raise_reported(read_response(response))
+    It may be a stream after all: there are servers that label theirs as JSON.
+    """
     text = response.content.decode("utf-8", "replace")
-    _raise_malformed(f"no stream, but {_excerpt(text)}")
+    if not text.lstrip().startswith(_EVENT_FIELDS):
+        _raise_reported(read_response(response))
+        _raise_malformed(f"no stream, but {_excerpt(text)}")
 
 
 def _raise_malformed(what: str) -> NoReturn:
@@ -182,12 +181,11 @@ def _excerpt(text: Any) -> str:
     return repr(words if len(words) <= _EXCERPT else f"{words[:_EXCERPT]}…")
 
 
-def _raise_reported(thing: Any, event: str = "message") -> None:
+def _raise_reported(document: Any, event: str = "message") -> None:
     """Raise the error that an answer or event reports, if it reports one."""
-    if (report := read_event(thing, event)) is not None:
+    if (report := read_event(document, event)) is not None:
         raise report.to_error(OPENAI_ERRORS)
-    choices = get(thing, "choices")
-    for choice in choices if isinstance(choices, list) else ():
+    for choice in _choices_of(document):
         reason = get(choice, "finish_reason")
         if _has_failed(reason):
             message = f"the provider ended the answer with finish_reason {reason!r}"
@@ -196,40 +194,31 @@ def _raise_reported(thing: Any, event: str = "message") -> None:
 
 def _has_failed(reason: Any) -> bool:
     """Whether a finish reason, such as OpenRouter's `error`, is no end of an answer."""
-    kind = kind_of(reason) if isinstance(reason, str) else None
+    kind = _kind_of(reason) if isinstance(reason, str) else None
     return kind in {FailureKind.INTERRUPTED, FailureKind.MALFORMED}
 
 
 def _is_choice(choice: Any, *names: str) -> bool:
     """Whether a choice has one of these fields, and its text, if any, is a string."""
-    if choice is None or isinstance(choice, str | int | float | list):
+    reason, text = get(choice, "finish_reason"), get(choice, "text")
+    if not (isinstance(choice, dict) and isinstance(reason, str | None)):
         return False
-    if not isinstance(get(choice, "finish_reason"), str | None):
-        return False
-    text = get(choice, "text")
-    if isinstance(text, str):
-        return True
+    if text is not None or choice.keys().isdisjoint(names):
+        return isinstance(text, str)
     message = _message_of(choice)
-    came: Any = choice
-    if hasattr(choice, "model_fields_set"):  # The others of an SDK object are None.
-        came = {*choice.model_fields_set, *(choice.model_extra or {})}
-    elif not isinstance(choice, dict):
-        came = [name for name in names if hasattr(choice, name)]
-    return (
-        text is None
-        and any(name in came for name in names)
-        and not isinstance(message, str | int | float | list)
-        and isinstance(get(message, "content"), str | None)
-    )
+    said = get(message, "content")
+    if isinstance(said, list):
+        return all(isinstance(part, dict | str) for part in said)
+    return isinstance(message, dict | None) and isinstance(said, str | None)
 
 
 def facts_of(answer: Any) -> dict[str, Any]:
     """What an answer or chunk says of itself, for observers."""
-    facts = {"usage": _plain(get(answer, "usage")), "model": get(answer, "model")}
-    reasons = [get(choice, "finish_reason") for choice in get(answer, "choices") or ()]
-    return {name: value for name, value in facts.items() if value} | (
-        {"finish_reasons": reasons} if any(reasons) else {}
-    )
+    document = plain(answer)
+    facts = {name: plain(get(document, name)) for name in ("usage", "model")}
+    reasons = [get(choice, "finish_reason") for choice in _choices_of(document)]
+    facts["finish_reasons"] = reasons if any(reasons) else None
+    return {name: value for name, value in facts.items() if value}
 
 
 def _message_of(choice: Any) -> Any:
@@ -239,7 +228,16 @@ def _message_of(choice: Any) -> Any:
 
 
 def _text_of(choice: Any) -> str:
-    return get(choice, "text") or get(_message_of(choice), "content") or ""
+    said = get(choice, "text") or get(_message_of(choice), "content") or ""
+    if isinstance(said, list):  # Of reasoning models: parts, some of which are texts.
+        parts = [part if isinstance(part, str) else part.get("text") for part in said]
+        return "".join(part for part in parts if isinstance(part, str))
+    return str(said)
+
+
+def _is_repeated(choice: Any) -> bool:
+    """Whether a choice of a stream is the whole message, as MiniMax ends streams."""
+    return get(choice, "delta") is None and get(choice, "message") is not None
 
 
 @dataclass(slots=True)
@@ -254,21 +252,20 @@ class CompletionResult:
 
 def read_answer(answer: Any) -> CompletionResult:
     """The text, usage and attempt log of a whole answer."""
-    try:
-        found = [_plain(choice) for choice in _plain(answer)["choices"]]
-    except ValueError as error:  # SDK objects hold what they cannot write.
-        _raise_malformed(f"an answer that cannot be read: {error}")
+    document = plain(answer)
+    found = _choices_of(document)
+    if not found:
+        _raise_malformed(f"an answer without choices: {_excerpt(document)}")
     if len(found) > 1:
         indices = [choice.get("index") for choice in found]
         if all(index in indices for index in range(len(found))):
             found.sort(key=operator.itemgetter("index"))
-    attempt_log = get(answer, ATTEMPT_LOG) or {}
-    if not (isinstance(answer, SDKObject) and _has_only_text(found)):
-        content = [NonText() for _ in found]
-        for choice, non_text in zip(found, content, strict=True):
-            non_text.add(choice, choice.get("message"))
-        NonText.check(content, attempts=len(attempt_log.get("attempts", ())) or 1)
-    usage = _plain(get(answer, "usage"))
+    attempt_log = get(document, ATTEMPT_LOG) or {}
+    content = [NonText() for _ in found]
+    for choice, non_text in zip(found, content, strict=True):
+        non_text.add(choice)
+    NonText.check(content, attempts=len(attempt_log.get("attempts", ())) or 1)
+    usage = plain(get(document, "usage"))
     names = ("finish_reason", "logprobs")
     return CompletionResult(
         choices=[
@@ -276,7 +273,7 @@ def read_answer(answer: Any) -> CompletionResult:
             for choice in found
         ],
         usage=usage if isinstance(usage, dict) else {},
-        system_fingerprint=get(answer, "system_fingerprint"),
+        system_fingerprint=get(document, "system_fingerprint"),
         attempt_log=attempt_log,
     )
 
@@ -324,11 +321,9 @@ class StreamReader:
         except ValueError as error:
             _raise_reported(data, event.decode("utf-8", "replace"))
             _raise_malformed(f"an event that is not JSON: {error}")
-        if isinstance(chunk, dict):
-            chunk = SDKObject(chunk)
         if event != b"message":
             _raise_reported(chunk, event.decode("utf-8", "replace"))
-        return self._classify(chunk)
+        return self._classify(SDKObject(chunk) if isinstance(chunk, dict) else chunk)
 
     def take(self, chunk: Any) -> Iterator[ClassifiedChunk]:
         """The chunk that the stream of a user's own client has handed over."""
@@ -336,26 +331,25 @@ class StreamReader:
 
     def _classify(self, chunk: Any) -> ClassifiedChunk:
         self._is_empty = False
-        if chunk is None or isinstance(chunk, str | int | float | list):
-            _raise_reported(chunk)
-            _raise_malformed(f"an unexpected event: {_excerpt(chunk)}")
-        choices = get(chunk, "choices") or ()
-        if not choices or get(chunk, "error"):
-            _raise_reported(chunk)
-        if not isinstance(choices, list | tuple):
-            _raise_malformed(f"an unexpected event: {_excerpt(chunk)}")
+        document = plain(chunk)
+        choices = _choices_of(document)
+        if not choices or document.get("error"):
+            _raise_reported(document)
+        if not isinstance(document, dict) or (document.get("choices") and not choices):
+            _raise_malformed(f"an unexpected event: {_excerpt(document)}")
         text, is_token, was_finished = "", False, self._is_finished
         for choice in choices:
-            if not _is_choice(choice, "text", "delta", "index"):
-                _raise_malformed(f"an unexpected event: {_excerpt(chunk)}")
-            reason = get(choice, "finish_reason")
-            if get(choice, "error") or (reason and _has_failed(reason)):
-                _raise_reported(chunk)
-            said = _text_of(choice)
+            if not _is_choice(choice, "text", "delta", "message", "index"):
+                _raise_malformed(f"an unexpected event: {_excerpt(document)}")
+            reason = choice.get("finish_reason")
+            if choice.get("error") or (reason and _has_failed(reason)):
+                _raise_reported(document)
+            is_news = not (self._saw_token and _is_repeated(choice))
+            said = _text_of(choice) if is_news else ""
             text += said
-            is_token = is_token or bool(said) or NonText.is_in(get(choice, "delta"))
+            is_token = is_token or bool(said) or NonText.is_in(choice.get("delta"))
             if reason:
-                self._finished.add(str(get(choice, "index")))
+                self._finished.add(str(choice.get("index")))
         if is_token and was_finished:
             self.is_whole, self._reasons_are_early = False, True
         is_ended = self._is_finished and self._saw_token and not self._reasons_are_early
@@ -384,39 +378,37 @@ class ChunkTranslator:
     def __init__(self) -> None:
         self._finish_reason: str | None = None
         self._is_counted = False
-        self._is_over = False
         self._non_text = NonText()
 
     def read(self, chunk: Any) -> GenerationChunk:
         """The chunk for LangChain; usage and attempt log are in `generation_info`."""
-        choice = next(iter(get(chunk, "choices") or ()), None)
+        document = plain(chunk)
         info: dict[str, Any] = {}
         text = ""
-        if choice is not None:
-            text = _text_of(choice)
-            reason = get(choice, "finish_reason")
-            self._is_over = self._is_over or bool(reason)
+        for choice in (choices := _choices_of(document)[:1]):
+            if not (self._non_text.has_text and _is_repeated(choice)):
+                text = _text_of(choice)
+            self._non_text.add(choice)
+            reason = choice.get("finish_reason")
             # LangChain joins the strings of chunks: a reason is handed on once.
             info["finish_reason"] = None if self._finish_reason else reason
             self._finish_reason = self._finish_reason or reason
-            logprobs = _plain(get(choice, "logprobs"))
+            logprobs = plain(choice.get("logprobs"))
             info["logprobs"] = None
             if isinstance(logprobs, dict):
                 joinable = [
                     n for n, v in logprobs.items() if isinstance(v, list | None)
                 ]
                 info["logprobs"] = {name: logprobs[name] for name in joinable}
-            said = not isinstance(get(choice, "text"), str)
-            self._non_text.add(choice, get(choice, "delta") if said else None)
         # LangChain adds usage up, and some servers repeat the sum in every chunk.
-        if (choice is None or self._is_over) and not self._is_counted:
-            usage = _plain(get(chunk, "usage"))
+        if (self._finish_reason or not choices) and not self._is_counted:
+            usage = plain(get(document, "usage"))
             if isinstance(usage, Mapping) and any(
                 isinstance(count, int | float) and count for count in usage.values()
             ):  # LiteLLM sends zeros where it has not counted.
                 self._is_counted = True
                 info["token_usage"] = usage
-        if attempt_log := get(chunk, ATTEMPT_LOG):
+        if attempt_log := get(document, ATTEMPT_LOG):
             info[ATTEMPT_LOG] = attempt_log
         return GenerationChunk(text=text, generation_info=info or None)
 
@@ -452,16 +444,15 @@ class NonText:
     def is_in(delta: Any) -> bool:
         """Whether a delta has a refusal or a part of a tool call."""
         names = ("tool_calls", "refusal", "function_call")
-        return delta is not None and any(get(delta, name) for name in names)
+        return any(get(delta, name) for name in names)
 
-    def add(self, choice: Any, message: Any) -> None:
+    def add(self, choice: dict[str, Any]) -> None:
         """Take note of a choice, and of its message or delta."""
         self.has_text = self.has_text or bool(_text_of(choice))
-        reason = get(choice, "finish_reason")
-        if reason and kind_of(reason) is FailureKind.CONTENT_FILTER:
+        reason = choice.get("finish_reason")
+        if reason and _kind_of(reason) is FailureKind.CONTENT_FILTER:
             self.is_filtered = True
-        if message is None:
-            return
+        message = _message_of(choice)
         # LiteLLM's proxy moves OpenAI's own fields, such as a refusal, to this one.
         moved = get(message, "provider_specific_fields")
         said = get(message, "refusal") or get(moved, "refusal") or ""

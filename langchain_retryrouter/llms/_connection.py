@@ -1,4 +1,7 @@
-"""The fields that all models of the OpenAI family share, and the clients they make."""
+"""The fields that all models of the OpenAI family share, and the clients they make.
+
+Azure's own fields are those of `AzureOpenAI`.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,6 @@ Secret = str | SecretStr
 ApiKey = Secret | Callable[[], str] | Callable[[], Awaitable[str]]
 
 _SECRET_NAME: Final = re.compile("auth|key|token|secret|cookie|password", re.IGNORECASE)
-_AZURE_USER_AGENT: Final = {"User-Agent": "langchain-retryrouter-python-azure-openai"}
 
 # How many tokens, prompt and answer together, fit into a model's context. Sources:
 # OpenAI's model pages ("context window"), and for gpt-5.6 and later the model profiles
@@ -74,17 +76,18 @@ CONTEXT_SIZES: Final = {
     )
     for name in names.split()
 }
+_OPENAI_API: Final = "https://api.openai.com/v1"
 _CLIENTS: Final = ("client", "async_client")
 _HTTP_CLIENTS: Final = ("http_client", "http_async_client")
 _ADDRESSES: Final = ("openai_api_base", "azure_endpoint", "deployment_name")
 
 
-def _first_env(*names: str, kind: Callable[[str], Any] = str) -> Callable[[], Any]:
+def first_env(*names: str, kind: Callable[[str], Any] = str) -> Callable[[], Any]:
     """A default factory: the first of these environment variables that is not empty."""
     return lambda: next((kind(v) for v in map(os.environ.get, names) if v), None)
 
 
-def _unhide(value: Any) -> Any:
+def unhide(value: Any) -> Any:
     """The value of a `SecretStr`; a function or None as it is."""
     return value.get_secret_value() if isinstance(value, SecretStr) else value
 
@@ -101,23 +104,23 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the API that have no field here; unknown fields end up in it."""
     openai_api_key: ApiKey | None = Field(
-        default_factory=_first_env("OPENAI_API_KEY", kind=SecretStr), alias="api_key"
+        default_factory=first_env("OPENAI_API_KEY", kind=SecretStr), alias="api_key"
     )
     """The key, or a function that returns it and is called before each request. From
     `OPENAI_API_KEY` if it is not given."""
     openai_api_base: str | None = Field(
-        default_factory=_first_env("OPENAI_API_BASE", "OPENAI_BASE_URL"),
+        default_factory=first_env("OPENAI_API_BASE", "OPENAI_BASE_URL"),
         alias="base_url",
     )
     """The address of the API. From `OPENAI_API_BASE` or `OPENAI_BASE_URL` if it is not
     given, else OpenAI's own."""
     openai_organization: str | None = Field(
-        default_factory=_first_env("OPENAI_ORG_ID", "OPENAI_ORGANIZATION"),
+        default_factory=first_env("OPENAI_ORG_ID", "OPENAI_ORGANIZATION"),
         alias="organization",
     )
     """OpenAI's id of the organization to charge."""
     openai_proxy: str | None = Field(
-        default_factory=_first_env("OPENAI_PROXY"), repr=False, exclude=True
+        default_factory=first_env("OPENAI_PROXY"), repr=False, exclude=True
     )
     """The address of a proxy for all requests."""
     request_timeout: Any = Field(default=None, alias="timeout")
@@ -171,6 +174,10 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
     LangSmith's tracer does, where it exports by OpenTelemetry and loses retries."""
     clock: Clock | None = Field(default=None, exclude=True, repr=False)
     """Waits and tells the time, such as `testing.FakeClock`; None: the system's."""
+
+    # What differs between OpenAI and Azure, and between the two endpoints.
+    _sdk_class: ClassVar[str] = "OpenAI"
+    _resource_path: ClassVar[str] = "completions"
 
     # A validation error quotes its input, which may hold the key.
     model_config = ConfigDict(
@@ -294,14 +301,11 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
                 raise ValueError(msg)
 
     def _check_account(self) -> None:
-        if not _unhide(self.openai_api_key):
+        if not unhide(self.openai_api_key):
             msg = "no API key: pass api_key=..., or set the variable OPENAI_API_KEY"
             raise ValueError(msg)
 
     # The clients.
-
-    _resource_path: ClassVar[str] = "completions"
-    _sdk_class: ClassVar[str] = "OpenAI"
 
     def _make_client(self, *, is_async: bool) -> Any:
         """An `SDKResource`, or an object that says what is missing."""
@@ -321,7 +325,8 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
         """The keyword arguments of the SDK's client, without those left to the SDK."""
         options = {
             **self._credentials(is_async=is_async),
-            "base_url": self.openai_api_base,
+            # The SDK would take an empty variable for an address.
+            "base_url": self.openai_api_base or _OPENAI_API,
             "organization": self.openai_organization,
             "project": os.environ.get("OPENAI_PROJECT_ID"),
             "timeout": sdk.sdk_timeout(self.request_timeout),
@@ -331,7 +336,7 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
         return {name: value for name, value in options.items() if value is not None}
 
     def _credentials(self, *, is_async: bool) -> dict[str, Any]:
-        key = _unhide(self.openai_api_key)
+        key = unhide(self.openai_api_key)
         return {"api_key": sdk.AsyncKey(key) if is_async and callable(key) else key}
 
     def close(self) -> None:
@@ -398,130 +403,6 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
         return encoding.encode(
             text, allowed_special=allowed, disallowed_special=disallowed
         )
-
-
-class AzureConnection(OpenAIConnection):
-    """The fields that Azure's form of the API needs."""
-
-    azure_endpoint: str | None = Field(
-        default_factory=_first_env("AZURE_OPENAI_ENDPOINT")
-    )
-    """The resource, such as `https://example-resource.azure.openai.com/`. From
-    `AZURE_OPENAI_ENDPOINT` if it is not given."""
-    deployment_name: str | None = Field(default=None, alias="azure_deployment")
-    """The deployment that answers; `model_name` if it is not given."""
-    openai_api_version: str | None = Field(
-        default_factory=_first_env("OPENAI_API_VERSION"), alias="api_version"
-    )
-    """The version of the API. From `OPENAI_API_VERSION` if it is not given."""
-    openai_api_key: Secret | None = Field(
-        default_factory=_first_env(
-            "AZURE_OPENAI_API_KEY", "OPENAI_API_KEY", kind=SecretStr
-        ),
-        alias="api_key",
-    )
-    """From `AZURE_OPENAI_API_KEY`, then `OPENAI_API_KEY`, if it is not given."""
-    openai_api_base: str | None = Field(
-        default_factory=_first_env("OPENAI_API_BASE"), alias="base_url"
-    )
-    """The address up to `/openai` or the deployment; better give `azure_endpoint`."""
-    azure_ad_token: Secret | None = Field(
-        default_factory=_first_env("AZURE_OPENAI_AD_TOKEN", kind=SecretStr)
-    )
-    """A Microsoft Entra token. From `AZURE_OPENAI_AD_TOKEN` if it is not given."""
-    azure_ad_token_provider: Callable[[], str] | None = None
-    """Returns an Entra token; called before each request, async ones too if there is no
-    `azure_ad_async_token_provider`."""
-    azure_ad_async_token_provider: Callable[[], Awaitable[str]] | None = None
-    """Returns an Entra token; awaited before each async request."""
-    openai_api_type: str | None = Field(
-        default_factory=lambda: _first_env("OPENAI_API_TYPE")() or "azure"
-    )
-    """Kept for old code; it has no effect."""
-    validate_base_url: bool = True
-    """Whether an `openai_api_base` that is not an Azure address is made one."""
-
-    def _check_account(self) -> None:
-        what = ""
-        if not (self.azure_endpoint or self.openai_api_base):
-            what = "address: pass azure_endpoint=..., or set the variable"
-            what += " AZURE_OPENAI_ENDPOINT"
-        elif not self.openai_api_version:
-            what = "API version: pass api_version=..., or set the variable"
-            what += " OPENAI_API_VERSION"
-        elif not any(self._credentials(is_async=kind) for kind in (False, True)):
-            what = "credentials: pass api_key=..., azure_ad_token=... or"
-            what += " azure_ad_token_provider=..., or set the variable"
-            what += " AZURE_OPENAI_API_KEY or AZURE_OPENAI_AD_TOKEN"
-        if what:
-            msg = f"no {what}"
-            raise ValueError(msg)
-
-    def _choose_account(self) -> None:
-        """Choose one address and one identity: the SDK refuses two.
-
-        A given field goes before an environment variable.
-        """
-        self._choose("openai_api_base", "azure_endpoint")
-        self._choose("azure_ad_token_provider", "azure_ad_token")
-        if self._is_given("openai_api_key") and not self._is_given("azure_ad_token"):
-            self.azure_ad_token = None
-        base = self.openai_api_base
-        if not (base and self.validate_base_url):
-            return
-        address = base if "/openai" in base else base.rstrip("/") + "/openai"
-        if self.deployment_name and self.deployment_name not in address:
-            address = f"{address.rstrip('/')}/deployments/{self.deployment_name}"
-        if address != base:
-            warnings.warn(
-                f"openai_api_base {base!r} is taken as {address!r}; give"
-                " azure_endpoint=... and azure_deployment=... instead",
-                stacklevel=5,
-            )
-        self.openai_api_base = address
-
-    def _choose(self, name: str, other: str) -> None:
-        if getattr(self, name) is None or getattr(self, other) is None:
-            return
-        if self._is_given(name) and self._is_given(other):
-            msg = f"{name} and {other} are both given: choose one"
-            raise ValueError(msg)
-        setattr(self, other if self._is_given(name) else name, None)
-
-    def _is_given(self, name: str) -> bool:
-        return name in self.model_fields_set and getattr(self, name) is not None
-
-    _sdk_class: ClassVar[str] = "AzureOpenAI"
-
-    def _make_client(self, *, is_async: bool) -> Any:
-        if not is_async and not self._credentials(is_async=False):
-            return sdk.MissingResource(
-                "no credentials for sync calls: pass azure_ad_token_provider=..."
-                " in addition to azure_ad_async_token_provider"
-            )
-        return super()._make_client(is_async=is_async)
-
-    def _client_options(self, *, is_async: bool) -> dict[str, Any]:
-        options = super()._client_options(is_async=is_async)
-        headers = {**_AZURE_USER_AGENT, **(self.default_headers or {})}
-        options |= {"api_version": self.openai_api_version, "default_headers": headers}
-        if self.azure_endpoint:
-            options["azure_endpoint"] = self.azure_endpoint
-            if self.deployment_name:
-                options["azure_deployment"] = self.deployment_name
-        return options
-
-    def _credentials(self, *, is_async: bool) -> dict[str, Any]:
-        provider: Any = self.azure_ad_token_provider
-        if is_async and self.azure_ad_async_token_provider is not None:
-            provider = self.azure_ad_async_token_provider
-        if provider is not None:
-            return {"azure_ad_token_provider": provider}
-        if self.azure_ad_token is not None:
-            return {"azure_ad_token": _unhide(self.azure_ad_token)}
-        if self.openai_api_key is not None:
-            return super()._credentials(is_async=is_async)
-        return {}
 
 
 def _is_seconds(value: Any) -> bool:

@@ -12,14 +12,22 @@ import functools
 import operator
 import re
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+    Mapping,
+)
 from typing import Any, ClassVar, Final
 
 from langchain_core import callbacks
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, SecretStr, field_validator
 
 from langchain_retryrouter._callbacks import (
     AnyRunManager,
@@ -39,7 +47,13 @@ from langchain_retryrouter._retry.limits import limits_of
 from langchain_retryrouter._retry.timeouts import agather_bounded, gather_bounded
 from langchain_retryrouter.errors import InvalidRequestError, refuse_bool
 from langchain_retryrouter.failures import FailureKind
-from langchain_retryrouter.llms import _connection
+from langchain_retryrouter.llms._connection import (
+    CONTEXT_SIZES,
+    OpenAIConnection,
+    Secret,
+    first_env,
+    unhide,
+)
 from langchain_retryrouter.policy import resolve_policy
 from langchain_retryrouter.rate_limits import Size, approximate_tokens
 
@@ -58,6 +72,7 @@ CHAT_MODEL: Final = re.compile(
     r"(ft:)?(gpt-3\.5-turbo|gpt-([4-9]|\d\d)|chatgpt-|o\d)(?!.*-instruct)", re.ASCII
 )
 _SNAPSHOT: Final = re.compile(r"-\d{4}-\d{2}-\d{2}$")
+_AZURE_USER_AGENT: Final = "langchain-retryrouter-python-azure-openai"
 _PENALTIES: Final = ("frequency_penalty", "presence_penalty")
 # These refuse `max_tokens`: the limit includes the tokens of their reasoning.
 _COUNTS_REASONING: Final = re.compile(r"(ft:|openai/)?(gpt-([5-9]|\d\d)|o\d)", re.ASCII)
@@ -111,7 +126,7 @@ async def acompletion_with_retry(
 
 
 def _stream_with_retry(
-    llm: _connection.OpenAIConnection,
+    llm: OpenAIConnection,
     run_manager: callbacks.CallbackManagerForLLMRun | None,
     kwargs: Mapping[str, Any],
 ) -> Generator[Any, None, None]:
@@ -125,7 +140,7 @@ def _stream_with_retry(
 
 
 async def _astream_with_retry(
-    llm: _connection.OpenAIConnection,
+    llm: OpenAIConnection,
     run_manager: callbacks.AsyncCallbackManagerForLLMRun | None,
     kwargs: Mapping[str, Any],
 ) -> AsyncGenerator[Any, None]:
@@ -151,7 +166,7 @@ class _Call:
 
     def __init__(
         self,
-        llm: _connection.OpenAIConnection,
+        llm: OpenAIConnection,
         resource: Any,
         request: Mapping[str, Any],
         run_manager: AnyRunManager | None,
@@ -160,8 +175,8 @@ class _Call:
         policy = _resolve_policy(llm.retry_policy, llm.max_retries)
         route = str(request.get("model") or llm.model_name)  # Any JSON is sent.
         operation = "chat" if "messages" in request else "text_completion"
-        is_azure = isinstance(llm, _connection.AzureConnection)
-        subject = Subject(operation, "azure" if is_azure else "openai", route)
+        provider = "azure" if isinstance(llm, AzureOpenAI) else "openai"
+        subject = Subject(operation, provider, route)
         call_state = self._call_state = CallState(
             policy,
             budget=llm.budget,
@@ -170,9 +185,9 @@ class _Call:
             describe=lambda _: subject,
             limits=limits_of(llm.rate_limit, functools.partial(_size_of, request)),
         )
-        provider, url = subject.provider, llm.openai_api_base
         if load_list():
-            call_state.prices = {route: listed_prices(route, provider, url)}
+            prices = listed_prices(route, provider, llm.openai_api_base)
+            call_state.prices = {route: prices}
         observe_run(call_state, run_manager, trace_attempts=llm.trace_attempts)
         self.context = engine.RetryContext(
             call_state,
@@ -208,7 +223,7 @@ class _Call:
             yield event.chunk
             return
         self._is_logged, self._end = True, event.chunk
-        if not self._is_counted_late or protocol.get(event.chunk, "usage"):
+        if not self._is_counted_late or "usage" in protocol.facts_of(event.chunk):
             yield from self.held_end()
 
     def held_end(self) -> Iterator[Any]:
@@ -222,17 +237,15 @@ class _Call:
 def _size_of(request: Mapping[str, Any]) -> Size:
     """The size of a request, which may have several prompts."""
     names = ("prompt", "messages", "tools", "suffix")
-    prompts = request.get("prompt")
-    is_list = isinstance(prompts, list) and not all(type(one) is int for one in prompts)
     answers = max(request.get("n") or 1, request.get("best_of") or 1)
     most = request.get("max_tokens") or request.get("max_completion_tokens") or 0
     return Size(
         approximate_tokens([request.get(name) for name in names]),
-        most * answers * (len(prompts or "") if is_list else 1) if most > 0 else None,
+        most * answers * protocol.count_prompts(request) if most > 0 else None,
     )
 
 
-class OpenAILLM(_connection.OpenAIConnection):
+class OpenAILLM(OpenAIConnection):
     """How prompts become requests, and answers an `LLMResult`, at both endpoints."""
 
     n: int = 1
@@ -276,10 +289,8 @@ class OpenAILLM(_connection.OpenAIConnection):
     def _params(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters of a call; an option of None takes the model's own out."""
         params = {**self._invocation_params, **options}
-        for name, value in options.items():
-            if value is None:
-                del params[name]
-        return params
+        unset = {name for name in options if options[name] is None}
+        return {name: value for name, value in params.items() if name not in unset}
 
     def _requests(
         self, prompts: list[str], stop: list[str] | None, options: Mapping[str, Any]
@@ -478,20 +489,6 @@ class OpenAILLM(_connection.OpenAIConnection):
         return LLMResult(generations=generations, llm_output=llm_output)
 
 
-def _add_stop(params: dict[str, Any], stop: list[str] | None) -> None:
-    """Add a call's `stop` to the parameters.
-
-    Raises:
-        ValueError: If the model has one of its own.
-    """
-    if stop is None:
-        return
-    if params.get("stop") is not None:
-        msg = "`stop` is given both to the call and to the model; give it once"
-        raise ValueError(msg)
-    params["stop"] = stop
-
-
 class BaseOpenAI(OpenAILLM):
     """The models of `/v1/completions`: the base of `OpenAI` and `AzureOpenAI`."""
 
@@ -518,7 +515,7 @@ class BaseOpenAI(OpenAILLM):
     def __new__(cls, **data: Any) -> Any:
         """A model of this class, or an `OpenAIChat` for the name of a chat model."""
         name = str(data.get("model") or data.get("model_name") or "")
-        if not issubclass(cls, _connection.AzureConnection) and CHAT_MODEL.match(name):
+        if not issubclass(cls, AzureOpenAI) and CHAT_MODEL.match(name):
             warnings.warn(
                 f"{name!r} is a chat model, and /v1/completions does not serve it: you"
                 " get an OpenAIChat. To avoid this warning, construct OpenAIChat.",
@@ -583,10 +580,10 @@ class BaseOpenAI(OpenAILLM):
             stop: Strings at which an answer ends.
 
         Raises:
-            ValueError: If `stop` is in `params` too, or `max_tokens=-1` is given with
-                several prompts.
+            ValueError: If `max_tokens=-1` is given with several prompts.
         """
-        _add_stop(params, stop)
+        if stop is not None:
+            params["stop"] = stop
         if params.get("max_tokens") == -1:
             if len(prompts) != 1:
                 msg = (
@@ -611,13 +608,12 @@ class BaseOpenAI(OpenAILLM):
         base = modelname.partition(":")[0] if "ft-" in modelname else modelname
         if modelname.startswith("ft:"):
             base = modelname.split(":")[1]
-        sizes = _connection.CONTEXT_SIZES
-        size = sizes.get(base) or sizes.get(_SNAPSHOT.sub("", base))
+        size = CONTEXT_SIZES.get(base) or CONTEXT_SIZES.get(_SNAPSHOT.sub("", base))
         if size is None:
             msg = (
                 f"Unknown model: {modelname!r}, so how much fits into its context is"
                 " not known: set max_tokens to a number. Known models are:"
-                f" {', '.join(sizes)}"
+                f" {', '.join(CONTEXT_SIZES)}"
             )
             raise ValueError(msg)
         return size
@@ -643,7 +639,7 @@ class OpenAI(BaseOpenAI):
     """
 
 
-class AzureOpenAI(_connection.AzureConnection, BaseOpenAI):
+class AzureOpenAI(BaseOpenAI):
     """A completions deployment on Azure.
 
     Example:
@@ -655,6 +651,125 @@ class AzureOpenAI(_connection.AzureConnection, BaseOpenAI):
         )
         ```
     """
+
+    _sdk_class: ClassVar[str] = "AzureOpenAI"
+
+    azure_endpoint: str | None = Field(
+        default_factory=first_env("AZURE_OPENAI_ENDPOINT")
+    )
+    """The resource, such as `https://example-resource.azure.openai.com/`. From
+    `AZURE_OPENAI_ENDPOINT` if it is not given."""
+    deployment_name: str | None = Field(default=None, alias="azure_deployment")
+    """The deployment that answers; `model_name` if it is not given."""
+    openai_api_version: str | None = Field(
+        default_factory=first_env("OPENAI_API_VERSION"), alias="api_version"
+    )
+    """The version of the API. From `OPENAI_API_VERSION` if it is not given."""
+    openai_api_key: Secret | None = Field(
+        default_factory=first_env(
+            "AZURE_OPENAI_API_KEY", "OPENAI_API_KEY", kind=SecretStr
+        ),
+        alias="api_key",
+    )
+    """From `AZURE_OPENAI_API_KEY`, then `OPENAI_API_KEY`, if it is not given."""
+    openai_api_base: str | None = Field(
+        default_factory=first_env("OPENAI_API_BASE"), alias="base_url"
+    )
+    """The address up to `/openai` or the deployment; better give `azure_endpoint`."""
+    azure_ad_token: Secret | None = Field(
+        default_factory=first_env("AZURE_OPENAI_AD_TOKEN", kind=SecretStr)
+    )
+    """A Microsoft Entra token. From `AZURE_OPENAI_AD_TOKEN` if it is not given."""
+    azure_ad_token_provider: Callable[[], str] | None = None
+    """Returns an Entra token; called before each request, async ones too if there is no
+    `azure_ad_async_token_provider`."""
+    azure_ad_async_token_provider: Callable[[], Awaitable[str]] | None = None
+    """Returns an Entra token; awaited before each async request."""
+    openai_api_type: str | None = Field(
+        default_factory=lambda: first_env("OPENAI_API_TYPE")() or "azure"
+    )
+    """Kept for old code; it has no effect."""
+    validate_base_url: bool = True
+    """Whether an `openai_api_base` that is not an Azure address is made one."""
+
+    def _check_account(self) -> None:
+        if not (self.azure_endpoint or self.openai_api_base):
+            what, name = "address: pass azure_endpoint=...", "AZURE_OPENAI_ENDPOINT"
+        elif not self.openai_api_version:
+            what, name = "API version: pass api_version=...", "OPENAI_API_VERSION"
+        elif not any(self._credentials(is_async=kind) for kind in (False, True)):
+            what = "credentials: pass api_key=..., azure_ad_token=... or"
+            what += " azure_ad_token_provider=..."
+            name = "AZURE_OPENAI_API_KEY or AZURE_OPENAI_AD_TOKEN"
+        else:
+            return
+        msg = f"no {what}, or set the variable {name}"
+        raise ValueError(msg)
+
+    def _choose_account(self) -> None:
+        """Choose one address and one identity: the SDK refuses two.
+
+        A given field goes before an environment variable.
+        """
+        self._choose("openai_api_base", "azure_endpoint")
+        self._choose("azure_ad_token_provider", "azure_ad_token")
+        if self._is_given("openai_api_key") and not self._is_given("azure_ad_token"):
+            self.azure_ad_token = None
+        base = self.openai_api_base
+        if not (base and self.validate_base_url):
+            return
+        address = base if "/openai" in base else base.rstrip("/") + "/openai"
+        if self.deployment_name and "/deployments/" not in address:
+            address = f"{address.rstrip('/')}/deployments/{self.deployment_name}"
+        if address != base:
+            warnings.warn(
+                f"openai_api_base {base!r} is taken as {address!r}; give"
+                " azure_endpoint=... and azure_deployment=... instead",
+                stacklevel=5,
+            )
+        self.openai_api_base = address
+
+    def _choose(self, name: str, other: str) -> None:
+        if getattr(self, name) is None or getattr(self, other) is None:
+            return
+        if self._is_given(name) and self._is_given(other):
+            msg = f"{name} and {other} are both given: choose one"
+            raise ValueError(msg)
+        setattr(self, other if self._is_given(name) else name, None)
+
+    def _is_given(self, name: str) -> bool:
+        return name in self.model_fields_set and getattr(self, name) is not None
+
+    def _make_client(self, *, is_async: bool) -> Any:
+        if not is_async and not self._credentials(is_async=False):
+            return client.MissingResource(
+                "no credentials for sync calls: pass azure_ad_token_provider=..."
+                " in addition to azure_ad_async_token_provider"
+            )
+        return super()._make_client(is_async=is_async)
+
+    def _client_options(self, *, is_async: bool) -> dict[str, Any]:
+        options = super()._client_options(is_async=is_async)
+        headers = {"User-Agent": _AZURE_USER_AGENT, **(self.default_headers or {})}
+        options |= {"api_version": self.openai_api_version, "default_headers": headers}
+        if self.azure_endpoint:
+            del options["base_url"]
+            options["azure_endpoint"] = self.azure_endpoint
+            if self.deployment_name:
+                options["azure_deployment"] = self.deployment_name
+        return options
+
+    def _credentials(self, *, is_async: bool) -> dict[str, Any]:
+        provider: Any = self.azure_ad_token_provider
+        if is_async and self.azure_ad_async_token_provider is not None:
+            provider = self.azure_ad_async_token_provider
+        if provider is not None:
+            return {"azure_ad_token_provider": provider}
+        if self.azure_ad_token is not None:
+            return {"azure_ad_token": unhide(self.azure_ad_token)}
+        if self.openai_api_key is not None:
+            return super()._credentials(is_async=is_async)
+        return {}
 
     _secrets: ClassVar[dict[str, str]] = {
         "openai_api_key": "AZURE_OPENAI_API_KEY",
@@ -745,16 +860,25 @@ class OpenAIChat(OpenAILLM):
         n = {"n": self.n} if self.n > 1 else {}
         return {**self._given(*sampling, *others), **n, **self.model_kwargs}
 
+    def _params(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        params = super()._params(options)
+        names = {"max_tokens", "max_completion_tokens"}  # Of one parameter.
+        if given := names & options.keys():
+            for name in names - given:
+                params.pop(name, None)  # The model's own.
+        if names <= params.keys():
+            msg = "max_tokens and max_completion_tokens are both given: give one"
+            raise ValueError(msg)
+        return params
+
     def _requests(
         self, prompts: list[str], stop: list[str] | None, options: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         params = self._params(options)
-        _add_stop(params, stop)
+        if stop is not None:
+            params["stop"] = stop
         if "max_tokens" in params:
             max_tokens = params.pop("max_tokens")
-            if "max_completion_tokens" in params:
-                msg = "max_tokens and max_completion_tokens are both given: give one"
-                raise ValueError(msg)
             wants_other = _COUNTS_REASONING.match(str(params.get("model")))
             if max_tokens != -1:
                 name = "max_completion_tokens" if wants_other else "max_tokens"

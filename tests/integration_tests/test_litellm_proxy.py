@@ -156,15 +156,11 @@ def test_a_stream_without_usage_has_none(lab: Lab, cls: Any) -> None:
 # Failures that LiteLLM simulates.
 
 _SIMULATED_FAILURES = [
-    pytest.param("throttled", RateLimitError, openai.RateLimitError, 429, id="429"),
-    pytest.param("failing", ServerError, openai.InternalServerError, 500, id="500"),
-    pytest.param(
-        "overloaded", UnavailableError, openai.InternalServerError, 529, id="529"
-    ),
-    pytest.param("slow", APITimeoutError, openai.APIStatusError, 408, id="408"),
-    pytest.param(
-        "overlong", ContextLengthError, openai.BadRequestError, 400, id="context"
-    ),
+    ("throttled", RateLimitError, openai.RateLimitError, 429),
+    ("failing", ServerError, openai.InternalServerError, 500),
+    ("overloaded", UnavailableError, openai.InternalServerError, 529),
+    ("slow", APITimeoutError, openai.APIStatusError, 408),
+    ("overlong", ContextLengthError, openai.BadRequestError, 400),
 ]
 
 

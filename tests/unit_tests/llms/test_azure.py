@@ -173,6 +173,7 @@ def test_what_is_missing_is_said_at_once(
         ("{url}/openai", "my-deployment"),
         ("{url}/openai/deployments/my-deployment", None),
         ("{url}/openai/deployments/my-deployment", "my-deployment"),
+        ("{url}/openai/deployments/my-deployment", "another"),
     ],
 )
 def test_an_openai_address_is_made_one_of_azure(

@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 from langchain_core.outputs import LLMResult
+from pydantic import BaseModel
 
 from langchain_retryrouter import OpenAI, OpenAIChat, RetryPolicy, errors
 from langchain_retryrouter.llms import openai as module
@@ -115,31 +116,6 @@ def test_all_methods_go_through_the_functions(
 # Somebody's own client.
 
 
-class SlowStream:
-    """Its first chunk never comes, until it is closed from another thread."""
-
-    def __init__(self) -> None:
-        self.closed = threading.Event()
-
-    def __iter__(self) -> Iterator[Any]:
-        self.closed.wait(10)
-        msg = "closed"
-        raise ConnectionError(msg)
-        yield
-
-    def close(self) -> None:
-        """Let the reader go."""
-        self.closed.set()
-
-
-def test_a_stream_of_the_user_is_ended_by_its_close() -> None:
-    """Where there is no socket to shut down, a stream that is overdue is closed."""
-    policy = RetryPolicy(first_token_timeout=0.05, max_retries=0)
-    client = SimpleNamespace(create=lambda **_: SlowStream())
-    with pytest.raises(errors.APITimeoutError, match="no first token"):
-        list(OpenAI(client=client, retry_policy=policy).stream("hi"))
-
-
 class Own(list[dict[str, Any]]):
     """The requests of a model with clients of its own, which fail with these first."""
 
@@ -204,6 +180,21 @@ def test_failures_of_a_client_of_the_user_are_named(
     assert caught.value.__cause__ is failure
 
 
+class Said(BaseModel):
+    """An answer and its choice in a class of the user's own, without other fields."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    choices: list["Said"] = []
+
+
+def test_answers_of_another_class_are_read(twin: Any) -> None:
+    """A pydantic object is an answer, although its class cannot hold the log."""
+    answer = Said(choices=[Said(text="own", finish_reason="stop")])
+    llm = OpenAI(**own_clients(lambda **kw: [answer] if kw.get("stream") else answer))
+    assert twin.invoke(llm, "hi") == "".join(twin.stream(llm, "hi")) == "own"
+
+
 def test_a_client_of_the_user_needs_no_key() -> None:
     """A model with its own clients needs no key; a missing one says so when used."""
     assert Own().llm.openai_api_key is None
@@ -211,6 +202,26 @@ def test_a_client_of_the_user_needs_no_key() -> None:
     assert half.invoke("hi") == "own"
     with pytest.raises(openai.OpenAIError, match="Missing credentials"):
         asyncio.run(half.ainvoke("hi"))
+
+
+class SlowStream(threading.Event):
+    """Its first chunk never comes, until it is closed from another thread."""
+
+    close = threading.Event.set
+
+    def __iter__(self) -> Iterator[Any]:
+        self.wait(10)
+        msg = "closed"
+        raise ConnectionError(msg)
+        yield
+
+
+def test_a_stream_of_the_user_is_ended_by_its_close() -> None:
+    """Where there is no socket to shut down, a stream that is overdue is closed."""
+    policy = RetryPolicy(first_token_timeout=0.05, max_retries=0)
+    client = SimpleNamespace(create=lambda **_: SlowStream())
+    with pytest.raises(errors.APITimeoutError, match="no first token"):
+        list(OpenAI(client=client, retry_policy=policy).stream("hi"))
 
 
 def test_a_limit_reaches_a_client_of_the_user(twin: Any) -> None:

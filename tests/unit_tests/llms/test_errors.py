@@ -213,23 +213,57 @@ def test_an_error_of_any_shape_is_one(env: Env, error: Any, method: str) -> None
         getattr(env, method)(env.new(max_retries=0), "hi")
 
 
+ABYSS = "[" * 100_000
+DEEP = "[" * 300 + "]" * 300
+DIGITS = "9" * 5_000
+ANSWER = '{"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}], "b": 1}'
+CHUNK = "data: " + ANSWER.replace("message", "delta")
+
+
 @pytest.mark.parametrize(
-    "body",
+    ("method", "body"),
     [
-        *({"choices": choices} for choices in (None, [], "x", [None], ["x"])),
-        {"choices": [{"index": 0, "finish_reason": "stop"}]},
-        {"choices": [{"message": "a text"}]},
-        {"choices": [{"text": 7, "message": {"content": 7}}]},
-        {"choices": [{"text": [], "message": {"content": [{"type": "text"}]}}]},
-        *({}, {"object": "list"}, [], 7),
+        *(("invoke", f'{{"choices": {x}}}') for x in ("null", "[]", '"x"', '["x"]')),
+        ("invoke", '{"choices": [null]}'),
+        ("invoke", '{"choices": [{"index": 0, "finish_reason": "stop"}]}'),
+        ("invoke", '{"choices": [{"message": "a text"}]}'),
+        ("invoke", '{"choices": [{"text": 7, "message": {"content": 7}}]}'),
+        ("invoke", '{"choices": [{"text": [], "message": {"content": [{"a": 1}]}}]}'),
+        *(("invoke", body) for body in ("{}", '{"object": "list"}', "[]", "7", ABYSS)),
+        *(("invoke", ANSWER.replace("1", odd)) for odd in (DEEP, DIGITS)),
+        *(("invoke", ANSWER.replace('"stop"', odd)) for odd in ("13", '{"a": "b"}')),
+        *(("stream", f"data: {odd}") for odd in (ABYSS, DIGITS)),
+        ("stream", CHUNK.replace("1", DEEP)),
+        ("stream", CHUNK.replace('"stop"', "13")),
     ],
-    ids=str,
+    ids=lambda value: re.sub(r"(.)\1{9,}", r"\1…", value),
 )
-def test_an_answer_without_choices_is_malformed(every: Env, body: Any) -> None:
-    """JSON that has no choices is no answer, and never a `TypeError`."""
-    every.gateway.script(Body(200, JSON, json.dumps(body)))
-    with pytest.raises(errors.MalformedResponseError):
-        every.invoke(every.new(max_retries=0), "hi")
+def test_what_cannot_be_read_is_malformed(env: Env, method: str, body: str) -> None:
+    """What is no answer, or cannot be read, is this error, and never a `TypeError`."""
+    headers = EVENTS if method == "stream" else JSON
+    env.gateway.script(Body(200, headers, f"{body}\n\n"))
+    with pytest.raises(errors.MalformedResponseError) as caught:
+        getattr(env, method)(env.new(max_retries=0), "hi")
+    assert caught.value.attempts == 1
+
+
+@pytest.mark.parametrize("status", [200, 400, 503])
+@pytest.mark.parametrize(
+    "error",
+    [
+        f'{{"code": "{DIGITS}", "message": "odd"}}',
+        f'{{"code": 503, "message": {"[" * 700 + "]" * 700}}}',
+    ],
+    ids=["digits", "deep"],
+)
+def test_an_unexpected_error_is_a_typed_error(
+    env: Env, status: int, error: str
+) -> None:
+    """Whatever a server puts into its error, what leaves can be caught by its class."""
+    env.gateway.script(Body(status, JSON, f'{{"error": {error}}}'))
+    with pytest.raises(errors.RetryRouterError) as caught:
+        env.invoke(env.new(max_retries=0), "hi")
+    assert json.dumps(caught.value.body)
 
 
 def test_an_answer_to_another_request_is_malformed(env: Env) -> None:

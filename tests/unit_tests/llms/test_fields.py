@@ -45,9 +45,12 @@ def test_variables_are_read(
         monkeypatch.setenv(variable, f"http://{variable}")
         assert getattr(cls(), field) == f"http://{variable}"
         assert getattr(cls(**{field: "http://given"}), field) == "http://given"
-    for variable in variables:
+    for variable in (*variables, "OPENAI_PROJECT_ID"):
         monkeypatch.setenv(variable, "")
     assert getattr(cls(), field) is None
+    client = cls().client._client  # noqa: SLF001 - the SDK's name
+    assert str(client.base_url) == "https://api.openai.com/v1/"
+    assert (client.organization, client.project) == (None, None)
 
 
 @pytest.mark.parametrize("cls", [OpenAI, OpenAIChat])
@@ -89,6 +92,11 @@ def test_a_key_that_no_header_can_carry_is_refused(key: str, what: str) -> None:
         ({"timeout": (1, 0)}, "request_timeout must be"),
         ({"timeout": "5"}, "request_timeout must be .* not '5'"),
         ({"timeout": float("inf")}, "request_timeout must be"),
+        ({"max_retries": "2"}, "max_retries must be .* not '2'"),
+        (
+            {"max_retries": 1, "retry_policy": RetryPolicy(max_retries=4)},
+            "max_retries=1 and a retry_policy",
+        ),
     ],
     ids=str,
 )
@@ -218,16 +226,21 @@ def test_no_key_is_shown(new_any: NewLLM, secrets: dict[str, Any]) -> None:
 
 
 def test_what_langchain_saves(new_completions: NewLLM) -> None:
-    """LangChain's name for a class and its fields are saved; no key, no objects."""
+    """LangChain's name for a class and its fields are saved; no secret, no objects."""
     assert not OpenAIChat.is_lc_serializable()
     own = {"budget": RetryBudget(), "breaker": CircuitBreaker()}
     fields = {**own, "retry_policy": RetryPolicy(), "temperature": 0.1}
+    headers = {"x-team": "a", "Authorization": "b", "x-api-key": "c"}
+    proxy = "http://me:password@127.0.0.1:1/"
+    fields |= {"default_headers": headers, "openai_proxy": proxy}
     llm = new_completions(**fields, organization="org")
     saved = json.loads(dumps(llm))
     assert saved["id"] == ["langchain", "llms", "openai", type(llm).__name__]
     kwargs = saved["kwargs"]
     assert (kwargs["temperature"], kwargs["openai_organization"]) == (0.1, "org")
     assert kwargs["openai_api_key"]["type"] == "secret"
+    assert kwargs["default_headers"] == {"x-team": "a"}
+    assert kwargs["openai_proxy"] == "http://127.0.0.1:1/"
     unsaved = {*own, "retry_policy", "clock", "client", "async_client"}
     assert not unsaved & kwargs.keys()
 
@@ -242,17 +255,6 @@ def test_a_model_can_be_saved_to_a_file(new_any: NewLLM, tmp_path: Path) -> None
     assert KEY not in file.read_text()
     assert saved.pop("_type") == llm.asdict()["_type"]
     assert new_any(**saved) == llm
-
-
-def test_what_is_no_secret_is_saved(new_llm: NewLLM) -> None:
-    """Of headers and a proxy's address, LangChain saves what is no secret."""
-    llm = new_llm(
-        default_headers={"x-team": "a", "Authorization": "b", "x-api-key": "c"},
-        openai_proxy="http://me:password@127.0.0.1:1/",
-    )
-    kwargs = json.loads(dumps(llm))["kwargs"]
-    assert kwargs["default_headers"] == {"x-team": "a"}
-    assert kwargs["openai_proxy"] == "http://127.0.0.1:1/"
 
 
 def test_what_identifies_a_model(any_model: Any, new_llm: NewLLM) -> None:

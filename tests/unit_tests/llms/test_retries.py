@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 from langchain_core.rate_limiters import BaseRateLimiter
-from pydantic import ValidationError
 
 from langchain_retryrouter import (
     CircuitBreaker,
@@ -15,17 +14,15 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter.testing import (
     STUB_TEXT,
-    ErrorEvent,
     FaultyGateway,
     HtmlPage,
     Reset,
     Silence,
     SlowFirstToken,
     Status,
-    Truncate,
 )
 
-from .conftest import Env, NewLLM, Recorder, outcomes
+from .conftest import Env, Recorder
 
 FAULTS = (Status(429), Reset(), HtmlPage(502))
 KINDS = ["rate_limit", "connection", "server_error"]
@@ -49,20 +46,6 @@ def test_every_retry_is_seen(
     assert [getattr(error, "kind", "") for error in failures] == KINDS
     waits = [state.next_action and state.next_action.sleep for state in retries]
     assert waits == every.clock.sleeps
-
-
-@pytest.mark.parametrize("fault", [Truncate(0), ErrorEvent("No.", status=500)], ids=str)
-def test_a_stream_is_retried_until_its_first_token(
-    every: Env, recorder: Recorder, fault: Any
-) -> None:
-    """A stream that fails before its first token is retried without an error."""
-    every.gateway.script(fault, Status(503))
-    llm = every.new(callbacks=[recorder])
-    assert "".join(every.stream(llm, "hi")) == STUB_TEXT
-    assert len(recorder.retries) == 2
-    info = recorder.results[0].generations[0][0].generation_info
-    assert info is not None
-    assert outcomes(info["retryrouter"])[1:] == ["unavailable", "ok"]
 
 
 # How many.
@@ -89,19 +72,6 @@ def test_max_retries_counts_retries(
     if retries is None:  # As in langchain-community.
         retries = 6 if isinstance(llm, OpenAIChat) else 2
     assert len(every.gateway.requests) == retries + 1 == llm.max_retries + 1
-
-
-def test_two_numbers_of_retries_are_refused(new_any: NewLLM) -> None:
-    """`max_retries` next to a policy that says another number is an error."""
-    with pytest.raises(ValueError, match="max_retries=1 and a retry_policy"):
-        new_any(max_retries=1, retry_policy=RetryPolicy(max_retries=4))
-
-
-@pytest.mark.parametrize("value", [-1, 1.5, "2", True, None])
-def test_max_retries_must_be_a_whole_number(new_llm: NewLLM, value: Any) -> None:
-    """What is no number of retries is refused, with the value in the message."""
-    with pytest.raises(ValidationError, match=f"max_retries must be .* not {value!r}"):
-        new_llm(max_retries=value)
 
 
 def test_each_attempt_has_its_number_and_its_calls_key(every: Env, method: str) -> None:

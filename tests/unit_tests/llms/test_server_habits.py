@@ -18,14 +18,12 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter.llms import openai as module
-from langchain_retryrouter.testing import STUB_TEXT, Answer, Body, FaultyGateway, Raw
+from langchain_retryrouter.testing import STUB_TEXT, Answer, Body, Raw
 from tests.unit_tests.conftest import Twin
 
 from .conftest import (
-    EVENTS,
     JSON,
     Env,
-    NewLLM,
     choice,
     outcomes,
     own_clients,
@@ -146,8 +144,53 @@ def test_a_limit_of_tokens_has_the_name_that_the_model_wants(
         env.invoke(llm, "hi")
         payload = env.gateway.requests[-1].payload
         assert {key: payload[key] for key in payload if "tokens" in key} == limits
+
+
+def test_the_calls_limit_of_tokens_goes_before_the_models(
+    env: Env, method: str
+) -> None:
+    """Both names mean one limit: either of a call replaces either of the model."""
+    one, other = {"max_tokens": 5}, {"max_completion_tokens": 7}
+    rows: list[Any] = [
+        ({"max_tokens": 9}, other, other),
+        ({"max_tokens": 9}, {"max_completion_tokens": None}, {}),
+        ({"model_kwargs": {"max_completion_tokens": 9}}, one, one),
+        ({"model_kwargs": {"max_completion_tokens": 9}}, {"max_tokens": -1}, {}),
+    ]
+    for fields, options, limits in rows:
+        getattr(env, method)(env.new(OpenAIChat, **fields), "hi", **options)
+        payload = env.gateway.requests[-1].payload
+        assert {key: payload[key] for key in payload if "tokens" in key} == limits
     with pytest.raises(ValueError, match="max_tokens and max_completion_tokens"):
-        env.invoke(llm, "hi", max_tokens=9, max_completion_tokens=10)
+        getattr(env, method)(env.new(OpenAIChat), "hi", **one, **other)
+
+
+@pytest.mark.parametrize("label", ["application/json", "text/html", "text/plain"])
+def test_a_stream_with_another_label_is_one(env: Env, label: str) -> None:
+    """Events are read as a stream, whatever a server calls their type."""
+    sent = streamed(choice("a"), choice("b", "stop"))
+    env.gateway.script(Body(200, {"content-type": label}, sent.body))
+    assert env.stream(env.new(max_retries=0), "hi") == ["a", "b"]
+
+
+def test_the_message_at_the_end_of_a_stream_is_not_read_again(env: Env) -> None:
+    """A whole message behind its deltas, as MiniMax sends it, adds no text."""
+    whole = {"message": {"content": "one two"}, "finish_reason": "stop"}
+    deltas = [{"delta": {"content": "one "}}, {"delta": {"content": "two"}}]
+    env.gateway.script(streamed(*deltas, whole), streamed(whole))
+    llm = env.new(OpenAIChat, max_retries=0)
+    assert "".join(env.stream(llm, "hi")) == "one two"
+    assert "".join(env.stream(llm, "hi")) == "one two"
+
+
+def test_a_message_in_parts_is_their_texts(env: Env) -> None:
+    """Of parts, as reasoning models of Mistral and Databricks send, texts are kept."""
+    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "a"}, "b"]
+    said = {"message": {"content": parts}, "delta": {"content": parts}}
+    sent = {**said, "finish_reason": "stop"}
+    env.gateway.script(whole(sent), streamed(sent))
+    llm = env.new(OpenAIChat, max_retries=0)
+    assert env.invoke(llm, "hi") == "".join(env.stream(llm, "hi")) == "ab"
 
 
 # Ends that come too early.
@@ -239,76 +282,13 @@ def test_wrapped_answers_are_read(
     assert "".join(one.choices[0].text for one in said) == STUB_TEXT
 
 
-# --- what cannot be read ---
+# --- odd parts of a good answer ---
 
 
-ABYSS = "[" * 100_000
-DEEP = "[" * 300 + "]" * 300
-DIGITS = "9" * 5_000
-ONCE = RetryPolicy(max_retries=0)
-
-
-def answer(said: str = '"content": "Hello"', beside: str = '"usage": {}') -> str:
-    choice = f'{{"index": 0, "finish_reason": "stop", "message": {{{said}}}}}'
-    return f'{{"choices": [{choice}], {beside}}}'
-
-
-def chunk(delta: str, reason: str = "null", beside: str = '"id": "x"') -> str:
-    choice = f'{{"index": 0, "finish_reason": {reason}, "delta": {{{delta}}}}}'
-    return f'data: {{"choices": [{choice}], {beside}}}\n\n'
-
-
-@pytest.fixture
-def llm(new_llm: NewLLM) -> Any:
-    return new_llm(OpenAIChat, retry_policy=ONCE)
-
-
-@pytest.mark.parametrize(
-    ("headers", "body"),
-    [
-        (JSON, ABYSS),
-        (JSON, answer(beside=f'"usage": {DEEP}')),
-        (JSON, answer(beside=f'"created": {DIGITS}')),
-        (JSON, answer().replace('"stop"', "13")),
-        (JSON, answer().replace('"stop"', '{"why": "stop"}')),
-        (EVENTS, f"data: {ABYSS}\n\n"),
-        (EVENTS, f"data: {DIGITS}\n\n"),
-        (EVENTS, chunk('"content": "Hello"', beside=f'"id": {DEEP}')),
-        (EVENTS, chunk('"content": "Hello"', reason="13")),
-    ],
-    ids=[
-        *("abyss", "deep", "digits", "reason 13", "reason in an object"),
-        *("event abyss", "event digits", "event deep", "event reason"),
-    ],
-)
-def test_what_cannot_be_read_is_malformed(
-    twin: Twin, llm: Any, gateway: FaultyGateway, headers: dict[str, str], body: str
-) -> None:
-    """An answer or event that Python's reader cannot read is a typed error."""
-    gateway.script(Body(200, headers, body))
-    call = twin.stream if headers is EVENTS else twin.invoke
-    with pytest.raises(MalformedResponseError) as caught:
-        call(llm, "hi")
-    assert caught.value.attempts == 1
-
-
-@pytest.mark.parametrize("status", [200, 400, 503])
-@pytest.mark.parametrize(
-    "error",
-    [
-        f'{{"code": "{DIGITS}", "message": "odd"}}',
-        f'{{"code": 503, "message": {"[" * 700 + "]" * 700}}}',
-    ],
-    ids=["digits", "deep"],
-)
-def test_an_unexpected_error_is_a_typed_error(
-    twin: Twin, llm: Any, gateway: FaultyGateway, status: int, error: str
-) -> None:
-    """Whatever a server puts into its error, what leaves can be caught by its class."""
-    gateway.script(Body(status, JSON, f'{{"error": {error}}}'))
-    with pytest.raises(RetryRouterError) as caught:
-        twin.invoke(llm, "hi")
-    assert json.dumps(caught.value.body)
+def counted(usage: str) -> Body:
+    """An answer with this `usage`."""
+    message = '{"message": {"content": "Hello"}, "finish_reason": "stop"}'
+    return Body(200, JSON, f'{{"choices": [{message}], "usage": {usage}}}')
 
 
 @pytest.mark.parametrize(
@@ -323,24 +303,22 @@ def test_an_unexpected_error_is_a_typed_error(
     ],
 )
 def test_what_is_no_count_is_left_out(
-    twin: Twin, llm: Any, gateway: FaultyGateway, usage: str, expected: dict[str, Any]
+    env: Env, usage: str, expected: dict[str, Any]
 ) -> None:
     """An answer that was paid for is not lost over an odd number beside it."""
-    gateway.script(Body(200, JSON, answer(beside=f'"usage": {usage}')))
-    result = twin.generate(llm, ["hi"])
+    env.gateway.script(counted(usage))
+    result = env.generate(env.new(OpenAIChat), ["hi"])
     assert result.generations[0][0].text == "Hello"
     assert result.llm_output["token_usage"] == expected
 
 
-def test_counts_are_added_up(twin: Twin, llm: Any, gateway: FaultyGateway) -> None:
+def test_counts_are_added_up(env: Env) -> None:
     """Counts and their details are added over the prompts, also of two forms."""
-    first = '"usage": {"a": {"b": 1}, "c": 1, "e": {"f": 1}}'
-    second = '"usage": {"a": 2, "c": {"d": 3}, "e": {"f": 1}}'
-    bodies = (answer(beside=usage) for usage in (first, second))
-    gateway.script(*(Body(200, JSON, body) for body in bodies))
-    llm.batch_size = 1
-    usage = twin.generate(llm, ["hi", "ho"]).llm_output["token_usage"]
-    assert usage == {"a": 2, "c": {"d": 3}, "e": {"f": 2}}
+    first = '{"a": {"b": 1}, "c": 1, "e": {"f": 1}}'
+    second = '{"a": 2, "c": {"d": 3}, "e": {"f": 1}}'
+    env.gateway.script(counted(first), counted(second))
+    result = env.generate(env.new(OpenAIChat, batch_size=1), ["hi", "ho"])
+    assert result.llm_output["token_usage"] == {"a": 2, "c": {"d": 3}, "e": {"f": 2}}
 
 
 def test_unexpected_probabilities_do_not_keep_chunks_apart(env: Env) -> None:
