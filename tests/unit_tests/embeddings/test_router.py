@@ -7,7 +7,7 @@ import math
 import pickle
 import threading
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import openai
@@ -17,8 +17,6 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.stores import InMemoryByteStore
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_openai import AzureOpenAIEmbeddings, OpenAIEmbeddings
-from langchain_tests.integration_tests import EmbeddingsIntegrationTests
-from langchain_tests.unit_tests import EmbeddingsUnitTests
 from pydantic import SecretStr, ValidationError
 
 from langchain_retryrouter import (
@@ -601,20 +599,6 @@ def test_a_router_travels() -> None:
     assert travelled.max_batch_size == 7
     assert travelled.embed_query("a") == router.embed_query("a")
     assert "answered" in str(travelled.health())
-
-
-class TestUnit(EmbeddingsUnitTests):
-    """What LangChain expects of all embeddings at construction."""
-
-    embeddings_class = EmbeddingsRouter
-    embedding_model_params: ClassVar = {"routes": [fake()]}
-
-
-class TestIntegration(EmbeddingsIntegrationTests):
-    """And of their vectors; the two routes need no network."""
-
-    embeddings_class = EmbeddingsRouter
-    embedding_model_params: ClassVar = {"routes": [fake(), fake()], "space": "fake"}
 
 
 def test_connections_of_another_event_loop_are_no_failure(

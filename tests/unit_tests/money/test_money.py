@@ -294,14 +294,27 @@ def test_nothing_is_sent_that_costs_too_much(
     assert not caught.value.may_have_run
 
 
-def test_a_cheaper_route_is_asked_instead(env: Env) -> None:
+@pytest.mark.parametrize(
+    ("by", "reason"),
+    [
+        ("max_cost", "and 0.5 of max_cost=0.5 is left"),
+        ("spend_limit", "name='first') has 0.5 left, which is never enough"),
+        ("spent", "name='first') has 0.00305 left; it resets in"),
+    ],
+)
+def test_a_cheaper_route_is_asked_instead(env: Env, by: str, reason: str) -> None:
     """A route that is too expensive is skipped, and its line says why."""
-    dear = env.route("dear", output_price=1e6, model={"max_tokens": 9})
-    router = new_router(dear, env.route("cheap"), max_cost=0.5)
+    limit = SpendLimit(1.5 * COST if by == "spent" else 0.5, name="first")
+    dear = {"output_price": 1e6} if by != "spent" else {}
+    limited = {"spend_limit": limit} if by != "max_cost" else {}
+    routes = env.route("a", model={"max_tokens": 5}, **dear, **limited), env.route("b")
+    router = new_router(*routes, max_cost=0.5 if by == "max_cost" else None)
+    if by == "spent":
+        assert env.log("invoke", router).route == "a"
     skipped, answered = env.log("invoke", router).attempts
-    assert (skipped["route"], skipped["outcome"]) == ("dear", "skipped")
-    assert "of max_cost=0.5 is left" in skipped["reason"]
-    assert (answered["route"], answered["cost"]) == ("cheap", COST)
+    assert (skipped["route"], skipped["outcome"]) == ("a", "skipped")
+    assert reason in skipped["reason"]
+    assert (answered["route"], answered["cost"]) == ("b", COST)
 
 
 def test_no_retry_goes_beyond_the_limit(env: Env) -> None:
@@ -503,17 +516,6 @@ def test_tokens_written_to_a_cache_are_paid_once() -> None:
         assert prices.cost(usage) == pytest.approx(money / 1_000_000)
 
 
-def test_a_routes_own_limit_makes_room_for_the_next(env: Env) -> None:
-    """When one provider's money is used up, the next route is asked."""
-    limit = SpendLimit(1.5 * COST, name="first")
-    routes = env.route("a", spend_limit=limit), env.route("b")
-    router = new_router(*routes)
-    assert env.log("invoke", router).route == "a"
-    skipped, _ = env.log("invoke", router).attempts
-    assert skipped["route"] == "a"
-    assert "name='first') has 0.00305 left; it resets in" in skipped["reason"]
-
-
 @pytest.mark.parametrize(
     ("step", "requests"), [(Status(503), 3), (Cut(1), 1), (Status(400), 1)]
 )
@@ -645,6 +647,10 @@ def test_copies_share_a_limit_and_pickles_keep_its_numbers(
     loaded = pickle.loads(pickle.dumps(limit))
     assert (loaded.spent, repr(loaded)) == (limit.spent, repr(limit))
     assert repr(limit) == "SpendLimit(1, per='month', name='x')"
+    # With a store it gets no lease, but asks for its own; this store is an empty one.
+    shared = SpendLimit(10, name="x", store=MemoryStore())
+    reserved(shared, 4).settle(4)
+    assert pickle.loads(pickle.dumps(shared)).left == 10
 
 
 # --- shared limits ---
@@ -797,13 +803,3 @@ def test_a_clock_that_is_ahead_takes_no_money_from_others() -> None:
     for clock in clocks:
         clock.advance(3)
     assert [limit.left for limit in limits] == [pytest.approx(2)] * 2
-
-
-def test_a_pickle_finds_its_store_again(stores: list[Any]) -> None:
-    """Another process gets no lease by a pickle, but asks for its own."""
-    limit = SpendLimit(10, name="x", store=stores[0])
-    reserved(limit, 4).settle(4)
-    if isinstance(stores[0], RedisStore):
-        return
-    loaded = pickle.loads(pickle.dumps(limit))
-    assert loaded.left == 10  # Of a store of its own, which is empty.

@@ -327,28 +327,24 @@ def test_a_stream_holds_its_permit_until_it_is_closed(lab: Lab, name: str) -> No
     assert limit.in_flight == 0
 
 
-@pytest.mark.parametrize("second", [None, "full"])
-def test_a_hedge_is_limited_and_its_loser_lets_go(lab: Lab, second: str | None) -> None:
-    """A second stream needs room in its route's limit; both give their permits back."""
-    limits = [lab.limit(max_concurrency=1) for _ in range(2)]
-    if second:
-        limits[1].take(Size())
-    lab.gateway.script(SlowFirstToken(1.0), Answer("hello there"))
-    router = lab.routed(*limits, hedge_after=0.05)
-    answer = lab.ask(router, "stream")
-    assert told(answer)[-1][1] == "ok"
-    assert len(lab.gateway.requests) == (1 if second else 2)
-    assert [limit.in_flight for limit in limits] == [0, 1 if second else 0]
+@pytest.mark.parametrize("second", ["free", "full", "too small"])
+def test_a_hedge_is_limited_and_its_loser_lets_go(lab: Lab, second: str) -> None:
+    """A second stream needs room in its route's limit; both give their permits back.
 
-
-def test_a_hedge_that_never_fits_is_not_sent(lab: Lab) -> None:
-    """The stream that is under way goes on."""
-    small = lab.limit(tokens_per_minute=10)
-    lab.gateway.script(SlowFirstToken(0.3), Answer("hello there"))
-    router = lab.routed(None, small, hedge_after=0.05)
+    Where it has none, or never has, the stream that is under way goes on.
+    """
+    first, other = (lab.limit(max_concurrency=1) for _ in range(2))
+    if second == "full":
+        other.take(Size())
+    elif second == "too small":
+        other = lab.limit(tokens_per_minute=10)
+    silence = SlowFirstToken(2.0 if second == "free" else 0.3)
+    lab.gateway.script(silence, Answer("hello there"))
+    router = lab.routed(first, other, hedge_after=0.05)
     answer = lab.ask(router, "stream", prompt="word " * 100)
-    assert told(answer) == [("a", "ok")]
-    assert (len(lab.gateway.requests), small.in_flight) == (1, 0)
+    assert told(answer)[-1] == ("b" if second == "free" else "a", "ok")
+    assert len(lab.gateway.requests) == (2 if second == "free" else 1)
+    assert (first.in_flight, other.in_flight) == (0, second == "full")
 
 
 @both_ways

@@ -1,7 +1,6 @@
 """The queue of a `RateLimit`: threads and loops in one line, and no permit lost."""
 
 import asyncio
-import gc
 import os
 import threading
 import time
@@ -176,25 +175,6 @@ def test_a_limit_that_gets_a_store_keeps_what_is_in_flight() -> None:
     assert one is not None
     one.succeeded()
     assert limit.in_flight == 0
-
-
-def test_an_abandoned_wait_is_collected() -> None:
-    """A coroutine that nobody awaits any longer does not stay in the queue."""
-    limit = RateLimit(max_concurrency=1)
-    limit.take(ONE)
-
-    async def wait() -> None:
-        await limit.areserve(ONE)
-
-    async def main() -> None:
-        coroutine: Any = wait()
-        coroutine.send(None)  # Up to its wait.
-        assert limit.waiting == 1
-        coroutine.close()
-
-    asyncio.run(main())
-    gc.collect()
-    assert limit.waiting == 0
 
 
 class Histories(RuleBasedStateMachine):

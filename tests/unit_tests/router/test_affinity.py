@@ -86,10 +86,6 @@ def pins(router: RetryRouter, conversations: int = CONVERSATIONS) -> list[str]:
     return [router.invoke("hi", thread(n)).text for n in range(conversations)]
 
 
-def ask(way: Way, router: Any, given: Any, config: RunnableConfig | None) -> str:
-    return str(message_of(way, router, given, config).text)
-
-
 @pytest.fixture(scope="module")
 def equal() -> list[str]:
     """The routes of the conversations while three of one weight are well."""
@@ -174,7 +170,7 @@ def test_the_thread_id_counts_whatever_is_said(way: Way, around: str) -> None:
         config: RunnableConfig | None = thread(n)
         if around == "bound options":
             asked, config = router.bind(stop=["x"]).with_config(config), None
-        assert ask(way, asked, f"message {n * 7}", config) == name
+        assert message_of(way, asked, f"message {n * 7}", config).text == name
 
 
 def test_an_agents_turns_stay() -> None:
@@ -222,7 +218,7 @@ def test_a_thread_id_may_be_anything(way: Way, value: Any) -> None:
     router = router_of(EQUAL)
     for key in ("configurable", "metadata"):
         config: Any = {key: {"session_id": value}}
-        assert len({ask(way, router, "x", config) for _ in range(3)}) == 1
+        assert len({message_of(way, router, "x", config).text for _ in range(3)}) == 1
 
 
 def turns(*first: BaseMessage) -> list[list[BaseMessage]]:

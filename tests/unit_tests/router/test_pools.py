@@ -3,7 +3,7 @@
 import logging
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,8 +16,6 @@ from pydantic import SecretStr
 
 from langchain_retryrouter import (
     CircuitBreaker,
-    GPTRouter,
-    GPTRouterModel,
     RateLimitError,
     RetryPolicy,
     RetryRouter,
@@ -37,11 +35,12 @@ from langchain_retryrouter.testing import (
     Status,
     Step,
 )
-from tests.support.models import chat_openai
+from tests.support.models import chat_openai, gpt_router
 from tests.unit_tests.conftest import Twin
 
 from .attempts import WAYS, Way, message_of
 
+UNUSED = "http://127.0.0.1:1"
 KEYS = [f"sk-the-secret-of-account-{number}" for number in range(1, 4)]
 SPENT = Status(429, error_code="insufficient_quota")
 SLOW_DOWN = Status(429, {"retry-after": "20"})
@@ -54,11 +53,11 @@ class Provider:
     gateway: FaultyGateway
     way: Way
     clock: FakeClock
-    model: ChatOpenAI
     steps: dict[str, Step] = field(default_factory=dict)
 
     def pool(self, *keys: Any, **fields: Any) -> list[Route]:
-        return Route.pool(self.model, api_keys=keys or KEYS, **fields)
+        model = chat_openai(self.gateway, "gpt-5")
+        return Route.pool(model, api_keys=keys or KEYS, **fields)
 
     def router(self, *routes: Any, **fields: Any) -> RetryRouter:
         """A router, by default over a pool of all keys."""
@@ -66,9 +65,9 @@ class Provider:
         return RetryRouter(**{"routes": given, "clock": self.clock, **fields})
 
     def ask(self, router: RetryRouter, times: int = 1) -> AIMessage:
-        """The router's last answer."""
-        answers = [message_of(self.way, router) for _ in range(times)]
-        return cast("AIMessage", answers[-1])
+        """The router's last answer, sync or async, streamed or not."""
+        *_, last = [message_of(self.way, router) for _ in range(times)]
+        return cast("AIMessage", last)
 
     def asked(self) -> list[int]:
         """The requests of each key since the last time."""
@@ -80,19 +79,18 @@ class Provider:
 def key_of(request: Any) -> str:
     """The key that a request was sent with."""
     headers = {name.lower(): value for name, value in request.headers.items()}
-    return str(headers.get("authorization", "")).removeprefix("Bearer ")
+    sent = headers.get("ws-secret") or headers.get("authorization", "")
+    return str(sent).removeprefix("Bearer ")
 
 
 @pytest.fixture(params=WAYS, ids=str)
 def provider(
-    request: pytest.FixtureRequest, fake_clock: FakeClock
-) -> Iterator[Provider]:
+    request: pytest.FixtureRequest, gateway: FaultyGateway, fake_clock: FakeClock
+) -> Provider:
     """A provider that answers every key."""
-    with FaultyGateway() as gateway:
-        model = chat_openai(gateway, "gpt-5")
-        provider = Provider(gateway, request.param, fake_clock, model)
-        gateway.always(lambda asked: provider.steps.get(key_of(asked)) or Answer("Hi."))
-        yield provider
+    provider = Provider(gateway, request.param, fake_clock)
+    gateway.always(lambda asked: provider.steps.get(key_of(asked)) or Answer("Hi."))
+    return provider
 
 
 # --- failover between keys ----------------------------------------------------------
@@ -227,7 +225,7 @@ def test_regions_have_retries_of_their_own() -> None:
     """Other addresses of one tier are other places, and each is asked as a route is."""
     with FaultyGateway() as east, FaultyGateway() as west:
         east.always(Status(503))
-        pool = Route.pool(gpt_router(), base_urls=[east.url, west.url])
+        pool = Route.pool(gpt_router(UNUSED, "a"), base_urls=[east.url, west.url])
         with RetryRouter(routes=pool, clock=FakeClock(), **ONE_RETRY) as router:
             for _ in range(2):
                 router.invoke("hi")
@@ -251,7 +249,7 @@ def test_more_keys_do_not_shorten_the_share_of_a_deadline() -> None:
     """A silent endpoint is left with all its keys, so it has one share of the time."""
     with FaultyGateway() as gateway:
         gateway.always(Silence())
-        model = gpt_router(base_url=gateway.url)
+        model = gpt_router(gateway, "a")
         keys = [f"key-{number}" for number in range(9)]
         backup = FakeListChatModel(responses=["backup"])
         with RetryRouter(
@@ -369,12 +367,6 @@ def secrets_of(routes: list[Route], name: str) -> list[str]:
     return [v.get_secret_value() if isinstance(v, SecretStr) else v for v in values]
 
 
-def gpt_router(**fields: Any) -> GPTRouter:
-    models = [GPTRouterModel(name="gpt-4o", provider_name="openai")]
-    given = {"models_priority_list": models, "api_key": "k", "max_retries": 0, **fields}
-    return GPTRouter(**given)
-
-
 def new_openai() -> ChatOpenAI:
     return ChatOpenAI(model="gpt-4o", api_key=SecretStr("k"), temperature=0.5)
 
@@ -406,7 +398,7 @@ def new_anthropic() -> ChatAnthropic:
         (new_azure, "openai_api_key", "azure_endpoint"),
         (new_anthropic, "anthropic_api_key", "anthropic_api_url"),
         (
-            lambda: gpt_router(temperature=0.5),
+            lambda: gpt_router(UNUSED, "a", temperature=0.5),
             "gpt_router_api_key",
             "gpt_router_api_base",
         ),
@@ -552,7 +544,7 @@ def test_a_function_works_with_any_model(
         asked.append(current[0])
         return current[0]
 
-    model = gpt_router(api_key="k", base_url=provider.gateway.url, max_retries=0)
+    model = gpt_router(provider.gateway, "a")
     function: Any = of_async if is_function_async else of_sync
     router = provider.router(*Route.pool(model, api_keys=[function]))
     if is_function_async and not provider.way.is_async:
@@ -562,8 +554,7 @@ def test_a_function_works_with_any_model(
     provider.ask(router, 2)
     current[0] = KEYS[1]
     provider.ask(router)
-    sent = [request.headers for request in provider.gateway.requests]
-    keys = [{n.lower(): v for n, v in one.items()}["ws-secret"] for one in sent]
+    keys = [key_of(request) for request in provider.gateway.requests]
     assert keys == asked == [KEYS[0], KEYS[0], KEYS[1]]
     Twin(provider.way.is_async).call(router, "close")
 

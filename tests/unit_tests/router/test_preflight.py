@@ -18,16 +18,15 @@ from langchain_core.messages import (
 from langchain_retryrouter import (
     CircuitBreaker,
     ContextLengthError,
-    GPTRouterModel,
     RetryPolicy,
     RetryRouter,
     Route,
 )
 from langchain_retryrouter._router.preflight import tokens_at_least
 from langchain_retryrouter.testing import FaultyGateway
+from tests.support.models import gpt_router
 
 from .attempts import WAYS, Way, ask
-from .test_pools import gpt_router
 
 ONCE = RetryPolicy(max_retries=0)
 every_way = pytest.mark.parametrize("way", WAYS, ids=str)
@@ -195,10 +194,8 @@ def test_routes_for_several_models_are_asked() -> None:
     inner = RetryRouter(routes=[small, fake("b")], retry_policy=ONCE)
     routes = [Route(model=inner), fake("c")]
     assert log_of(routes, words(5_000))["route"] != "c"
-    names = ("gpt-4", "gpt-4o")
-    models = [GPTRouterModel(name=name, provider_name="openai") for name in names]
     with FaultyGateway() as server:
-        gateway = gpt_router(models_priority_list=models, base_url=server.url)
+        gateway = gpt_router(server, "gpt-4", "gpt-4o", max_retries=0)
         routes = [Route(model=gateway), fake("c")]
         assert log_of(routes, words(20_000))["route"] != "c"
         gateway.close()
