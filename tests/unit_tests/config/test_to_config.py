@@ -17,6 +17,7 @@ from langchain_retryrouter import (
     CircuitBreaker,
     FailureAction,
     FailureKind,
+    GPTRouter,
     RateLimit,
     RetryBudget,
     RetryPolicy,
@@ -26,6 +27,7 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.testing import FakeClock
+from tests.support.models import gpt_router
 
 pytestmark = pytest.mark.filterwarnings("ignore:The function `loads? ?` is in beta")
 
@@ -287,10 +289,11 @@ def test_a_pool_of_keys_is_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # --- `dumps` and `loads` ---
 
+KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GPT_ROUTER_API_KEY")
 ALLOWED: dict[str, Any] = {
-    "allowed_objects": [RetryRouter, Route, ChatOpenAI, ChatAnthropic],
+    "allowed_objects": [RetryRouter, Route, ChatOpenAI, ChatAnthropic, GPTRouter],
     "valid_namespaces": ["langchain_retryrouter"],
-    "secrets_map": {"OPENAI_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY},
+    "secrets_map": dict.fromkeys(KEYS, KEY),
 }
 
 
@@ -368,6 +371,9 @@ def test_one_key_keeps_its_name() -> None:
 NO_DATA: dict[str, Callable[[], dict[str, Any]]] = {
     "budget": lambda: {"budget": RetryBudget()},
     "limit": lambda: {"rate_limit": RateLimit(max_concurrency=3)},
+    "limit of a model": lambda: {
+        "routes": [gpt_router("http://h", "a", rate_limit=RateLimit(max_concurrency=3))]
+    },
     "money": lambda: {"spend_limit": SpendLimit(5.0)},
     "money of a route": lambda: {
         "routes": [rated(model=claude(), spend_limit=SpendLimit(5.0))]
