@@ -9,23 +9,22 @@ from collections.abc import Iterator
 import pytest
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import Runnable
 from pydantic import SecretStr
 
 from langchain_retryrouter import OpenAI, RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 from tests.support.models import gpt_router
 
-_SCRIPT = "429:1,reset,503,cut:0"
-_ANSWER = "Hello from the stub upstream"
+FAULTS = "429:1,reset,503,cut:0"
+ANSWER = "Hello from the stub upstream"
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    """A gateway with four faults, which then is healthy."""
+    """A gateway with four faults, twice, which then is healthy."""
     command = [sys.executable, "-m", "langchain_retryrouter.cli", "gateway"]
     with subprocess.Popen(
-        [*command, "--script", _SCRIPT],
+        [*command, "--script", f"{FAULTS},ok,{FAULTS}"],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -35,22 +34,17 @@ def url() -> Iterator[str]:
         process.terminate()
 
 
-def _chain(url: str, clock: FakeClock) -> Runnable[dict[str, str], str]:
+def test_models_survive_four_faults(url: str, fake_clock: FakeClock) -> None:
+    """A sync stream through a chain, and an LLM's answers, come after four retries."""
     policy = RetryPolicy(max_retries=4)
-    llm = gpt_router(url, "gpt-4o", retry_policy=policy, clock=clock)
-    return ChatPromptTemplate.from_template("{q}") | llm | StrOutputParser()
-
-
-def test_a_chain_survives_four_faults(url: str, fake_clock: FakeClock) -> None:
-    """A sync stream through a chain comes whole after four failed attempts."""
-    assert "".join(_chain(url, fake_clock).stream({"q": "hi"})) == _ANSWER
+    chat = gpt_router(url, "gpt-4o", retry_policy=policy, clock=fake_clock)
+    chain = ChatPromptTemplate.from_template("{q}") | chat | StrOutputParser()
+    assert "".join(chain.stream({"q": "hi"})) == ANSWER
     assert len(fake_clock.sleeps) == 4
 
-
-def test_an_llm_survives_the_same_faults(url: str, fake_clock: FakeClock) -> None:
-    """The OpenAI LLM survives them too, at the same server."""
     llm = OpenAI(
         base_url=f"{url}/v1", api_key=SecretStr("any"), max_retries=4, clock=fake_clock
     )
-    assert llm.invoke("hi") == _ANSWER
-    assert asyncio.run(llm.ainvoke("hi")) == _ANSWER
+    assert llm.invoke("hi") == ANSWER
+    assert asyncio.run(llm.ainvoke("hi")) == ANSWER
+    assert len(fake_clock.sleeps) == 8

@@ -70,8 +70,6 @@ def dom(page: Path, folder: Path, **filters: str) -> str:
     [
         ({}, 10_000, 9_900),
         ({"outcome": "timeout"}, 1_000, 900),
-        ({"outcome": "server_error"}, 100, 0),
-        ({"route": "backup"}, 900, 900),
         ({"route": HOSTILE}, 100, 0),
         ({"text": "ONERROR"}, 100, 0),
         ({"seconds": "3.5"}, 1_000, 900),

@@ -27,7 +27,9 @@ from tests.promises.conftest import Figures, Twin
 from tests.promises.harness import ALL, call, is_stub_answer, new_model
 from tests.support.models import chat_openai
 
-TEXT: Final = "The answer of the model has several words, and none of them may be lost."
+TEXT: Final = (
+    "The answer has several wörds, 日本語の言葉も, and none of them may be lost."
+)
 TOLD: Final = Answer(TEXT)
 HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: "
 STREAMED: Final = HEAD + b"text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -26,6 +26,7 @@ from langchain_retryrouter import (
     RetryRouter,
     RetryRouterError,
     Route,
+    ServerError,
     StreamInterruptedError,
     UnavailableError,
     UnknownError,
@@ -34,6 +35,8 @@ from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,
     Cut,
+    Drip,
+    ErrorEvent,
     FaultyGateway,
     MalformedEvent,
     RecordedRequest,
@@ -216,16 +219,24 @@ def test_an_error_of_the_callers_callback_passes(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [Cut(after=2), Cut(after=2, how="rst"), Truncate(after=2), MalformedEvent(at=2)],
-    ids=["fin", "rst", "clean", "malformed"],
+    ("fault", "error"),
+    [
+        (Cut(after=2), StreamInterruptedError),
+        (Cut(after=2, how="rst"), StreamInterruptedError),
+        (Truncate(after=2), StreamInterruptedError),
+        (MalformedEvent(at=2), MalformedResponseError),
+        (ErrorEvent("upstream is gone", after=2), ServerError),
+    ],
+    ids=["fin", "rst", "clean", "malformed", "error event"],
 )
-def test_a_part_of_a_stream_is_an_error_or_held_back(pair: Pair, fault: Step) -> None:
+def test_a_part_of_a_stream_is_an_error_or_held_back(
+    pair: Pair, fault: Step, error: type[RetryRouterError]
+) -> None:
     """With "error" it is told, after a token; with "buffer" the stream is repeated."""
     pair.primary.script(fault, fault)
     chunks: list[Any] = []
 
-    with pytest.raises((StreamInterruptedError, MalformedResponseError)) as caught:
+    with pytest.raises(error) as caught:
         pair.twin.stream(pair.router(stream_recovery="error"), "hi", into=chunks)
 
     assert caught.value.delivered == text_of(chunks) != ""
@@ -248,6 +259,7 @@ STALL_LIMITS = {"stall_timeout": SHORT, "first_token_timeout": 4}
     ("fault", "limits", "recovery"),
     [
         (*FIRST_LATE, "error"),
+        (Drip(seconds=0.02), {"first_token_timeout": SHORT}, "error"),
         (*FIRST_LATE, "buffer"),
         (*FIRST_LATE, "continue"),
         (Stall(after=2, seconds=5), STALL_LIMITS, "buffer"),
