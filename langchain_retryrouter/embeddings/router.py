@@ -89,7 +89,8 @@ class EmbeddingsRoute(BaseModel):
             such as the name of a deployment.
         breaker: A `CircuitBreaker` that this route shares with others; by default it
             has one of its own with the router's `breaker_settings`.
-        rate_limit: A `RateLimit` of this route, its own or shared with others.
+        rate_limit: A `RateLimit` of this route, its own or shared with others. A
+            `rate_limit` of the model itself counts as well.
     """
 
     model_config = ConfigDict(
@@ -634,6 +635,7 @@ class _BadVectorsError(MalformedResponseError):
 def _is_vector(value: Any) -> bool:
     """Whether it is a list of finite numbers; fast, since there are millions."""
     try:
-        return len(value) > 0 and math.isfinite(sum(value))
+        # From 0.0, since numbers of one byte have a sum of one byte.
+        return len(value) > 0 and math.isfinite(sum(value, 0.0))
     except (TypeError, ValueError, OverflowError):
         return False

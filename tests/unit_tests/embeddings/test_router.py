@@ -576,16 +576,19 @@ def test_it_works_below_a_cache_and_a_vector_store(places: Places) -> None:
 class OfArrays(DeterministicFakeEmbedding):
     """Gives arrays of numpy, as some integrations do."""
 
+    type: str
+
     def embed_documents(self, texts: list[str]) -> Any:
-        return np.array(super().embed_documents(texts), dtype=np.float32)
+        return 50 * np.clip(super().embed_documents(texts), -2, 2).astype(self.type)
 
     def embed_query(self, text: str) -> Any:
         return self.embed_documents([text])[0]
 
 
-def test_arrays_become_lists(calls: OneLoop) -> None:
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_arrays_become_lists(calls: OneLoop, kind: str) -> None:
     """Of Python's floats, which is what stores and JSON take."""
-    router = EmbeddingsRouter(routes=[OfArrays(size=8)])
+    router = EmbeddingsRouter(routes=[OfArrays(size=800, type=kind)])
     found = calls.call(router, "embed_documents", ["a", "b"])
     assert json.loads(json.dumps(found)) == found
     assert calls.call(router, "embed_query", "a") == pytest.approx(found[0])
