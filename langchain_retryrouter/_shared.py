@@ -604,12 +604,20 @@ processes, how many others are hungry, permits, and what is granted of each kind
 # --- spend limits ---------------------------------------------------------------------
 
 # taken: what processes have leased and not given back, in the window that began at
-# `window`, by their clocks. A late process gets nothing of a window that is over.
+# `window`, by their clocks. A late process gets nothing of a window that is over. made:
+# when it was first used. A process that knows another time has leased from a record
+# that was lost, and has what it leased counted again, once: `n:` says that it was.
 _LUA_SPEND: Final = """
-local process, window, ends, amount, delta, is_forced = unpack(a)
-if window > (r.window or 0) then r.window, r.taken = window, 0 end
+local me, window, ends, amount, delta, is_forced, made, total = unpack(a)
+if window > (r.window or 0) then
+  r.window, r.taken, r.made = window, 0, now
+  count('n:', math.huge)
+end
 local granted = 0
 if window == r.window then
+  if total > 0 and made ~= (r.made or 0) and not r['n:' .. me] then
+    r.taken, r['n:' .. me] = r.taken + total, now
+  end
   granted = delta
   if delta > 0 and is_forced == 0 then
     granted = math.max(0, math.min(delta, amount - r.taken))
@@ -617,29 +625,36 @@ if window == r.window then
   r.taken = math.max(0, r.taken + granted)
   r.window_until = now + ends
 end
-return {is_forced, granted, r.taken, count_processes(process), r.window}
+local members = count_processes(string.match(me, '^[^#]*'))
+return {is_forced, granted, r.taken, members, r.window, r.made or 0}
 """
 
 
 def _spend(r: Record, now: int, a: list[Any]) -> Reply:
-    process, window, ends, amount, delta, is_forced = a
+    me, window, ends, amount, delta, is_forced, made, total = a
     if window > r.get("window", 0):
-        r.update(window=window, taken=0)
+        r.update(window=window, taken=0, made=now)
+        _count(r, "n:", math.inf)
     granted = 0
     if window == r["window"]:
+        if total > 0 and made != r.get("made", 0) and f"n:{me}" not in r:
+            r["taken"] += total
+            r[f"n:{me}"] = now
         granted = delta
         if delta > 0 and not is_forced:
             granted = max(0, min(delta, amount - r["taken"]))
         taken = max(0, r["taken"] + granted)
         r.update(taken=taken, window_until=now + ends)
-    members = _count_processes(r, now, process)
-    return [is_forced, granted, r["taken"], members, r["window"]]
+    members = _count_processes(r, now, me.partition("#")[0])
+    return [is_forced, granted, r["taken"], members, r["window"], r.get("made", 0)]
 
 
 SPEND: Final = Operation("spend", _LUA_SPEND, _spend)
-"""The money of one name. Arguments: process, the window's beginning and its end in
-milliseconds, the amount, what to take (below 0: to give back), and 1 if it is spent in
-any case. Reply: that, what was taken, what all have taken, processes, the window."""
+"""The money of one name. Arguments: `process#number`, the window's beginning and its
+end in milliseconds, the amount, what to take (below 0: to give back), 1 if it is spent
+in any case, and what the object knows: when the record was made, and its lease. Reply:
+whether it is forced, what was taken, what all have taken, processes, the window, and
+when the record was made."""
 
 
 # --- names ----------------------------------------------------------------------------

@@ -258,6 +258,7 @@ class SpendLimit(Shareable):
 
     def _forget_store(self) -> None:
         self._leased = self._others = 0.0
+        self._made = 0  # When the record was made of which it has leased.
         self._is_asking = self._has_failed = self._was_used = False
         self._asked_at = -math.inf
         self._refused_at = -math.inf  # When the store had no more.
@@ -281,6 +282,7 @@ class SpendLimit(Shareable):
             return
         with self._lock:
             began, ends = self._began, int(1000 * (self._ends - self._now()))
+            known = [self._made, self._leased]
             if is_forced or delta <= 0:
                 self._leased += delta
 
@@ -289,6 +291,8 @@ class SpendLimit(Shareable):
                 is_lease, is_current = delta > 0 and not is_forced, began == self._began
                 self._is_asking = self._is_asking and not is_lease
                 self._has_failed = reply is None
+                if is_current and reply is not None:
+                    self._made = reply[5]
                 if is_lease and is_current and reply is not None:
                     self._leased += reply[1]
                     if reply[1] < delta:
@@ -298,7 +302,8 @@ class SpendLimit(Shareable):
             if reply is not None:
                 self.learned(reply)
 
-        args = [store.process, began, ends, self.amount, delta, int(is_forced)]
+        me = f"{store.process}#{self.number}"
+        args = [me, began, ends, self.amount, delta, int(is_forced), *known]
         self._submit(args, on_reply)
 
     def refresh(self) -> None:
@@ -315,7 +320,7 @@ class SpendLimit(Shareable):
 
     def learned(self, reply: Reply) -> None:
         """Take over what all processes have."""
-        _, _, taken, processes, window = reply
+        _, _, taken, processes, window, _ = reply
         with self._lock:
             self._processes = max(1, processes)
             if window == self._ends:  # It has begun by another process's clock.

@@ -107,7 +107,7 @@ class Scope:
 def read_scope(kind: str, name: str, record: Record, now: int) -> Scope:
     """A record as a `Scope`."""
     facts: dict[str, Any] = {}
-    listed: dict[str, list[Any]] = {"p": [], "v": [], "c": [], "w": []}
+    listed: dict[str, list[Any]] = {"p": [], "v": [], "c": [], "w": [], "n": []}
     for field, value in sorted(record.items()):
         prefix, colon, who = field.partition(":")
         if colon and prefix in listed:
@@ -131,7 +131,8 @@ def read_scope(kind: str, name: str, record: Record, now: int) -> Scope:
             "prober": facts.get("lease_by") if lease else None,
             "votes": listed["v"],
         }
+    for hidden in ("at", "made"):
+        facts.pop(hidden, None)
     if kind == "limit":
-        facts.pop("at", None)
         facts |= {"permits": sum(listed["c"]), "waiting": listed["w"]}
     return Scope(kind, name, facts, tuple(listed["p"]))

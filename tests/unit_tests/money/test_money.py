@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import functools
 import itertools
+import json
 import operator
 import os
 import pickle
@@ -17,6 +18,8 @@ from typing import Any
 
 import fakeredis
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from langchain_core.caches import InMemoryCache
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
@@ -40,6 +43,7 @@ from langchain_retryrouter._prices import (
     listed_prices,
     tokens_of,
 )
+from langchain_retryrouter._shared import SPEND, Record
 from langchain_retryrouter.circuit_breaker import Refusal
 from langchain_retryrouter.spend_limits import Price, SpendReservation
 from langchain_retryrouter.stores import MemoryStore, RedisStore
@@ -56,6 +60,7 @@ from langchain_retryrouter.testing import (
     Usage,
 )
 from tests.support import models
+from tests.support.interleavings import script_args, with_time
 from tests.unit_tests.conftest import Twin
 from tests.unit_tests.stores.conftest import eventually, stores_of
 
@@ -761,6 +766,69 @@ def test_a_store_that_is_away_leaves_each_process_its_share() -> None:
     eventually(lambda: stores[0].is_up and taken(stores[0]) == pytest.approx(8))
     for store in stores:
         store.close()
+
+
+def test_money_that_redis_has_forgotten_stays_spent() -> None:
+    """A restart without persistence gives no money back, whoever asks first."""
+    server = fakeredis.FakeServer()
+    stores = stores_of(server, 2)
+    limits = [SpendLimit(10, name="x", store=store) for store in stores]
+    for limit in limits:
+        reserved(limit, 4).settle(4)
+    fakeredis.FakeRedis(server=server).flushall()
+    reserved(limits[0], 1).settle(1)
+    eventually(lambda: max(limit.left for limit in limits) <= 1)
+    for store in stores:
+        store.close()
+
+
+MOVE = st.tuples(
+    st.integers(0, 2),  # The process, its window, what it takes or gives back.
+    st.sampled_from([1, 1, 1, 2]),
+    st.sampled_from([1.0, 3.0, 7.0, -1.0, -2.5]),
+    st.integers(0, 1),  # Whether it is forced, and whether the record is lost.
+    st.sampled_from([False, False, False, True]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(MOVE, max_size=25))
+def test_lua_and_python_are_the_same(moves: list[tuple[Any, ...]]) -> None:
+    """And in any order all that is leased is counted, also after a loss of the record.
+
+    It is counted in full once each process has asked again.
+    """
+    redis = fakeredis.FakeRedis(decode_responses=True)
+    lua = redis.register_script(with_time(SPEND))
+    record: Record = {}
+    known = dict[int, list[float]]()  # Of a process: when it was made, and its lease.
+    current, now = 1, 1_000_000
+    asked = set[int]()
+
+    def ask(who: int, delta: float, forced: int) -> None:
+        nonlocal now
+        now += 100
+        args = [f"p{who}#0", current, 60_000, 10.0, delta, forced, *known[who]]
+        reply = SPEND.run(record, now, args)
+        told = json.loads(lua(keys=["k"], args=script_args(now, args)))
+        assert told == pytest.approx(reply)
+        assert forced or reply[1] <= 0 or reply[2] <= 10
+        known[who] = [reply[5], known[who][1] + reply[1]]
+        asked.add(who)
+
+    for who, window, delta, forced, is_lost in moves:
+        if window > current:
+            current, known = window, {}
+        if is_lost:
+            record.clear()
+            redis.flushall()
+            asked.clear()
+        known.setdefault(who, [0, 0.0])
+        ask(who, max(delta, -known[who][1]), forced)
+    for who in known.keys() - asked:
+        ask(who, 0.0, 0)
+    leased = sum(lease for _, lease in known.values())
+    assert record.get("taken", 0) == pytest.approx(leased)
 
 
 def taken(store: RedisStore) -> float:
