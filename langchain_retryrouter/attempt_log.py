@@ -176,7 +176,7 @@ class AttemptLog:
         return json.dumps(self._log, default=str)
 
     @staticmethod
-    def summarize(results: Iterable[Any]) -> AttemptSummary:
+    def summarize(results: Any) -> AttemptSummary:
         """Add up calls: what `batch(..., return_exceptions=True)` returns, or logs.
 
         Args:
@@ -184,7 +184,10 @@ class AttemptLog:
                 alone is one call. What has no log is a call without attempts.
         """
         # Messages and results can be iterated over, too: by their fields.
-        if isinstance(results, Mapping | str | bytes) or hasattr(results, "model_dump"):
+        is_one = isinstance(results, Mapping | str | bytes) or not isinstance(
+            results, Iterable
+        )
+        if is_one or hasattr(results, "model_dump"):
             results = [results]
         failures: Counter[str] = Counter()
         routes: Counter[str] = Counter()

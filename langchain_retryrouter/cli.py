@@ -201,8 +201,8 @@ def _run_gateway(arguments: argparse.Namespace) -> None:
 
 def _read_step(word: str) -> Step:
     name, _, amount = word.strip().partition(":")
-    is_status = name.isdigit()
-    if amount and not amount.replace(".", "", int(is_status)).isdigit():
+    is_status = name.isdecimal()
+    if amount and not amount.replace(".", "", int(is_status)).isdecimal():
         msg = f"{amount!r} in {word!r} is not a {'' if is_status else 'whole '}number"
         raise ValueError(msg)
     if is_status:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
 import importlib
 import inspect
 import json
@@ -104,7 +103,7 @@ class _Config:
         """
         self._problems: list[tuple[int, str, Place]] = []
         self.shared: dict[Any, tuple[Any, Any]] = {}  # Objects, by their names.
-        self._lines: Callable[[], Lines] = dict
+        self._lines: dict[tuple[str, ...], int] = {}
         self.name = "the config"
         if isinstance(source, Mapping):
             self.data: Any = source
@@ -119,7 +118,7 @@ class _Config:
             raise ValueError(msg)
         try:
             text = Path(self.name).read_text(encoding="utf-8-sig")
-            self.data, self._lines = _READERS[kind](text)
+            self.data, lines = _READERS[kind](text)
         except UnicodeDecodeError as error:
             line = error.object.count(b"\n", 0, error.start) + 1
             msg = f"{self.name}:{line}: must be UTF-8: {error}"
@@ -133,12 +132,12 @@ class _Config:
         except ValueError as error:  # A number or a date that does not exist.
             msg = f"{self.name}: {error}"
             raise ValueError(msg) from error
+        self._lines = {tuple(map(str, at)): line for at, line in lines.items()}
 
     def problem(self, place: Place, text: str) -> None:
         """Note what is wrong at a place, with its line, or that of what is around."""
-        lines = {tuple(map(str, at)): line for at, line in self._lines().items()}
         around = (tuple(map(str, place[:n])) for n in range(len(place), -1, -1))
-        line = next((lines[at] for at in around if at in lines), 0)
+        line = next((self._lines[at] for at in around if at in self._lines), 0)
         before = f"{self.name}:{line}: " if line else f"{self.name}: "
         where = f"{_written(place)}: " if place else ""
         self._problems.append((line, f"{before}{where}{text}", place))
@@ -230,7 +229,7 @@ def _written(place: Place) -> str:
     return "".join(parts).removeprefix(".")
 
 
-def _read_toml(text: str) -> tuple[Any, Callable[[], Lines]]:
+def _read_toml(text: str) -> tuple[Any, Lines]:
     # Not `splitlines`: U+2028 and others end no line of a file.
     written = text.removesuffix("\n").split("\n")
     try:
@@ -238,49 +237,41 @@ def _read_toml(text: str) -> tuple[Any, Callable[[], Lines]]:
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"at line (\d+)", str(error))
         raise _SyntaxError(line[1] if line else len(written), error) from error
-
-    @functools.cache
-    def lines() -> Lines:
-        """The lines of the statements that define the places.
-
-        tomllib names no lines. But each statement of a file is a file as well.
-        """
-        found: Lines = {(): 1}
-        tables = Counter[Place]()  # How many there are by now in an array of tables.
-        table: Place = ()  # That of the last header.
-        begin = 0
-        for end in range(1, len(written) + 1):
-            try:
-                part = tomllib.loads("\n".join(written[begin:end]))
-            except tomllib.TOMLDecodeError:
-                continue  # It goes on in the next line.
-            if written[begin].lstrip().startswith("["):
-                table = ()
-                while part:
-                    [(name, part)] = part.items()
-                    table = (*table, name)
-                    if isinstance(part, list):
-                        tables[table] += 1
-                        part = {}
-                    found.setdefault(table, begin + 1)
-                    if table in tables:
-                        table = (*table, tables[table] - 1)
-                        found.setdefault(table, begin + 1)
-            for place, _ in _walk(part):
-                here = (*table, *place)
-                if here not in found:
-                    # Within an array or table of several lines, a key is there once.
-                    key = rf"[\s,{{\"']{re.escape(str(place[-1]))}[\"']?\s*="
-                    rows = range(begin, end)
-                    inside = [n for n in rows if re.search(key, f" {written[n]}")]
-                    found[here] = (inside[0] if len(inside) == 1 else begin) + 1
-            begin = end
-        return found
-
+    # tomllib names no lines. But each statement of a file is a file as well.
+    lines: Lines = {(): 1}
+    tables = Counter[Place]()  # How many there are by now in an array of tables.
+    table: Place = ()  # That of the last header.
+    begin = 0
+    for end in range(1, len(written) + 1):
+        try:
+            part = tomllib.loads("\n".join(written[begin:end]))
+        except tomllib.TOMLDecodeError:
+            continue  # It goes on in the next line.
+        if written[begin].lstrip().startswith("["):
+            table = ()
+            while part:
+                [(name, part)] = part.items()
+                table = (*table, name)
+                if isinstance(part, list):
+                    tables[table] += 1
+                    part = {}
+                lines.setdefault(table, begin + 1)
+                if table in tables:
+                    table = (*table, tables[table] - 1)
+                    lines.setdefault(table, begin + 1)
+        for place, _ in _walk(part):
+            here = (*table, *place)
+            if here not in lines:
+                # Within an array or table of several lines, a key is there once.
+                key = rf"[\s,{{\"']{re.escape(str(place[-1]))}[\"']?\s*="
+                rows = range(begin, end)
+                inside = [n for n in rows if re.search(key, f" {written[n]}")]
+                lines[here] = (inside[0] if len(inside) == 1 else begin) + 1
+        begin = end
     return data, lines
 
 
-def _read_json(text: str) -> tuple[Any, Callable[[], Lines]]:
+def _read_json(text: str) -> tuple[Any, Lines]:
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
@@ -308,10 +299,10 @@ def _read_json(text: str) -> tuple[Any, Callable[[], Lines]]:
         return at + 1
 
     walk(skip(0), ())
-    return data, lambda: lines
+    return data, lines
 
 
-def _read_yaml(text: str) -> tuple[Any, Callable[[], Lines]]:
+def _read_yaml(text: str) -> tuple[Any, Lines]:
     try:
         yaml: Any = importlib.import_module("yaml")
     except ImportError as error:
@@ -344,7 +335,7 @@ def _read_yaml(text: str) -> tuple[Any, Callable[[], Lines]]:
             walk(value, here)
 
     walk(root, ())
-    return data, lambda: lines
+    return data, lines
 
 
 _READERS: Final = {

@@ -23,6 +23,8 @@ HeaderFields: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 
 # Behind the first byte of a character of several bytes.
 _FIRST_BYTE = re.compile(rb"(?<=[\xc0-\xff])")
+_LINE = re.compile(r"[^\r\n\u0100-\U0010ffff]*")
+_NAME_AND_VALUE = 2
 
 
 class _Fault(wire.Step):
@@ -47,7 +49,16 @@ class _Fault(wire.Step):
         if hasattr(self, "headers"):  # as pairs, since an iterator is used up
             given = self.headers or ()
             pairs = given.items() if isinstance(given, Mapping) else given
-            object.__setattr__(self, "headers", tuple(map(tuple, pairs)))
+            headers = tuple(map(tuple, pairs))
+            for pair in headers:
+                fits = [isinstance(one, str) and _LINE.fullmatch(one) for one in pair]
+                if len(fits) != _NAME_AND_VALUE or not all(fits):
+                    msg = (
+                        f"{type(self).__name__}: {pair!r} is no header field: give a"
+                        " name and a value, which are texts of one line in Latin-1"
+                    )
+                    raise ValueError(msg)
+            object.__setattr__(self, "headers", headers)
 
     def _split(
         self, exchange: wire.Exchange, response: wire.Response, after: int

@@ -265,5 +265,7 @@ def test_a_batch_adds_up(gateway: FaultyGateway, twin: Twin) -> None:
     assert summary.failures["KeyError"] == 1
     assert summary.routes == {"gpt-4o-mini": 1, "backup": 1}
     assert str(summary).startswith("5 calls, 3 answered, ")
-    for one in (good, AttemptLog(good).as_dict(), AttemptLog(good).to_json()):
+    log = AttemptLog(good)
+    for one in (good, log, log.as_dict(), log.to_json()):
         assert AttemptLog.summarize(one) == AttemptLog.summarize([good])
+    assert AttemptLog.summarize(caught.value).calls == 1

@@ -5,17 +5,13 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tracers.langchain import LangChainTracer
 from langsmith import Client
 from openinference.instrumentation.langchain import LangChainInstrumentor
 
-from langchain_retryrouter.testing import (
-    Answer,
-    Status,
-    Usage,
-)
+from langchain_retryrouter.testing import Answer, Status, Usage
 from tests.support.models import KEY
 
 from .conftest import MODELS, PROMPT, Env, Recorded
@@ -58,8 +54,8 @@ def test_calls_are_below_openinferences_span_of_the_model(
     assert [count for count in counted if count is not None] in ([11], [])
 
 
-class Runs(BaseCallbackHandler):
-    """Keeps the runs that it is told of."""
+class Runs(AsyncCallbackHandler):
+    """Keeps the runs that it is told of, by sync and async calls."""
 
     def __init__(self) -> None:
         self.names: dict[UUID, str] = {}
@@ -68,12 +64,12 @@ class Runs(BaseCallbackHandler):
         self.models: list[UUID] = []
         self.text = ""
 
-    def on_chat_model_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
+    async def on_chat_model_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
         self.models.append(run_id)
 
     on_llm_start = on_chat_model_start
 
-    def on_chain_start(
+    async def on_chain_start(
         self,
         serialized: Any,
         inputs: Any,
@@ -88,33 +84,14 @@ class Runs(BaseCallbackHandler):
         self.told.append(("start", kwargs["name"]))
         self.text += repr(inputs)
 
-    def on_chain_end(self, outputs: Any, *, run_id: UUID, **_: Any) -> None:
+    async def on_chain_end(self, outputs: Any, *, run_id: UUID, **_: Any) -> None:
         self.told.append((outputs["outcome"], self.names[run_id]))
         self.text += repr(outputs)
 
-    def on_chain_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
+    async def on_chain_error(
+        self, error: BaseException, *, run_id: UUID, **_: Any
+    ) -> None:
         self.told.append((str(error), self.names[run_id]))
-
-
-class AsyncRuns(AsyncCallbackHandler):
-    """The same for a handler whose methods are awaited."""
-
-    def __init__(self) -> None:
-        self.runs = Runs()
-
-    async def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
-        self.runs.on_chat_model_start(*args, **kwargs)
-
-    on_llm_start = on_chat_model_start
-
-    async def on_chain_start(self, *args: Any, **kwargs: Any) -> None:
-        self.runs.on_chain_start(*args, **kwargs)
-
-    async def on_chain_end(self, *args: Any, **kwargs: Any) -> None:
-        self.runs.on_chain_end(*args, **kwargs)
-
-    async def on_chain_error(self, *args: Any, **kwargs: Any) -> None:
-        self.runs.on_chain_error(*args, **kwargs)
 
 
 @every_model
@@ -128,11 +105,10 @@ def test_attempts_are_runs_if_the_model_says_so(
     A handler that the model was made with gets each once, too.
     """
     env.gateway.script(Status(503, body={"error": {"message": PROMPT}}))
-    handler = AsyncRuns() if env.twin.is_async else Runs()
-    update = {"trace_attempts": True, "callbacks": [handler] * is_the_models}
+    runs = Runs()
+    update = {"trace_attempts": True, "callbacks": [runs] * is_the_models}
     model = env.model(kind).model_copy(update=update)
-    env.run(model, way, {"callbacks": [handler]})
-    runs = handler.runs if isinstance(handler, AsyncRuns) else handler
+    env.run(model, way, {"callbacks": [runs]})
     first, second = runs.parents
     assert first.startswith("attempt 1: ")
     assert second.startswith("attempt 2: ")

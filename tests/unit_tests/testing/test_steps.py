@@ -359,12 +359,16 @@ def test_a_step_that_does_not_fit(
         (Cut, {"after": 1, "how": "bang"}, "bang"),
         (MalformedEvent, {"at": 0}, "0"),
         (Drip, {"size": 0}, "0"),
+        (Status, {"code": 429, "headers": {"retry-after": 1}}, "'retry-after', 1"),
+        (Body, {"headers": [("x", "a\nb")]}, "one line"),
+        (Body, {"headers": [("x", "\u0100")]}, "Latin-1"),
+        (Body, {"headers": "ab"}, "'a',"),
     ],
 )
-def test_a_step_with_impossible_numbers(
+def test_a_step_that_cannot_be_carried_out(
     kind: type[Step], given: dict[str, Any], named: str
 ) -> None:
-    """A step that cannot be carried out is refused where it is written, and named."""
+    """It is refused where it is written, with the value that is wrong."""
     with pytest.raises(ValueError, match=named):
         kind(**given)
 
