@@ -492,7 +492,7 @@ _NO_ANSWER: Final = re.compile(
     r"|received (?:an )?empty|empty (?:stream|response)|null value for .choices"
     r"|missing .choices. key|unexpected response type|while decoding a json"
     r"|digits\) for integer string|\[###\] unknown error"
-    r"|unfinished stream|only parse array of json"
+    r"|unfinished stream|only parse array of json|the json object must be"
     r"|'nonetype' object|of type 'nonetype'"
     r"|'(?:str|list|int|float|bool)' object (?:is not|does not|has no)"
     r"|must be a mapping, not|(?:list|string) indices must be",
@@ -545,21 +545,7 @@ def _read_causes(
     ):
         if report and contexts:
             below = list(_causes(error.__context__, deep=True))
-        for one in (*below, *contexts):
-            if failure := read_transport_error(one):
-                inner = one.__cause__ or one
-                said = f"{type(inner).__name__}: {inner}".removesuffix(": ")
-                if inner is not error:
-                    said = f"{str(error).rstrip('.')} ({said})"
-                report = ErrorReport(
-                    failure.kind,
-                    said,
-                    should_retry=failure.should_retry,
-                    may_have_run=failure.may_have_run,
-                )
-                if failure.kind is FailureKind.MALFORMED:
-                    report = _malformed(one)
-                break
+        report = _read_transport(error, (*below, *contexts)) or report
     for one in causes if report is None else ():
         kind = _kind_by_class(one)
         report = report or (_from_class(kind, one) if kind else _read_text(one))
@@ -581,6 +567,27 @@ def _read_causes(
     if getattr(error, "__dict__", {}).get("is_retryable") is False:  # Given up.
         report = report._replace(should_retry=False)
     return report
+
+
+def _read_transport(
+    error: BaseException, chain: Iterable[BaseException]
+) -> ErrorReport | None:
+    """What the first exception below HTTP means for `error`; None if there is none."""
+    for one in chain:
+        if failure := read_transport_error(one):
+            if failure.kind is FailureKind.MALFORMED:
+                return _malformed(one)
+            inner = one.__cause__ or one
+            said = f"{type(inner).__name__}: {inner}".removesuffix(": ")
+            if inner is not error:
+                said = f"{str(error).rstrip('.')} ({said})"
+            return ErrorReport(
+                failure.kind,
+                said,
+                should_retry=failure.should_retry,
+                may_have_run=failure.may_have_run,
+            )
+    return None
 
 
 def _read_answer(error: BaseException, unix_time: float) -> ErrorReport | None:

@@ -84,21 +84,19 @@ _IN_NO_NAME: Final = re.compile(r"[\s<|\\/>]+")  # OpenAI's pattern of names.
 
 def fit_history(
     messages: Sequence[BaseMessage],
-    reader: Reader | str,
+    reader: Reader,
     authors: Mapping[str, Reader] | None = None,
     *,
     is_strict: bool = False,
 ) -> tuple[list[BaseMessage], tuple[str, ...]]:
     """The conversation as a model can read it, and the kinds of what was left out.
 
-    Messages are the same objects where nothing is left out. `reader` may be the name of
-    a provider, `authors` are the routes' models by their names in attempt logs, and
-    with `is_strict` all goes that any reader may reject, also the reader's own.
+    Messages are the same objects where nothing is left out. `authors` are the routes'
+    models by their names in attempt logs, and with `is_strict` all goes that any reader
+    may reject, also the reader's own.
     """
     if all(map(_is_plain, messages)):
         return [*messages], ()
-    if isinstance(reader, str):
-        reader = Reader(family(reader))
     fitting = _Fitting(reader, authors or {}, is_strict=is_strict)
     for message in messages:
         fitting.add(message)
@@ -178,12 +176,12 @@ class _Fitting:
         route = log.get("route") if isinstance(log, Mapping) else None
         by = self._authors.get(route) if isinstance(route, str) else None
         named = message.response_metadata.get("model_provider")
-        if isinstance(named, str):
-            if family(named) != self._reader:
-                return False
-            if by is None or by.provider != self._reader:
-                return True
-        return None if by is None else by.same_account(self._model)
+        if isinstance(named, str) and family(named) != self._reader:
+            return False
+        if by is None:
+            return True if named else None
+        # Packages that are made of langchain-openai may name OpenAI as the author.
+        return by.same_account(self._model)
 
     def _with_name(self, message: BaseMessage) -> BaseMessage:
         """The message with a name that OpenAI's pattern allows."""

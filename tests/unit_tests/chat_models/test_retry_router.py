@@ -79,25 +79,6 @@ def test_a_healthy_route_answers_alone(pair: Pair) -> None:
 
 
 @both_ways
-@pytest.mark.parametrize("status", [400, 405, 413, 422, 499, 501])
-def test_a_bad_request_may_be_right_on_another_route(
-    pair: Pair, caplog: pytest.LogCaptureFixture, status: int
-) -> None:
-    """With a route left every bad request goes on; if all fail, the first leads."""
-    pair.primary.always(Status(status))
-    answer = pair.ask(pair.router(), "hi")
-    assert told(answer)[-1] == ("second", "ok")
-    if status in {400, 422}:
-        assert "route 'first' cannot answer" in caplog.text
-
-    pair.backup.always(Status(404))
-    with pytest.raises(RetryRouterError) as caught:
-        pair.ask(pair.router(), "hi")
-    assert (caught.value.route, caught.value.status_code) == ("first", status)
-    assert [other.status_code for other in caught.value.others][-1] == 404
-
-
-@both_ways
 def test_when_nobody_can_answer_the_first_route_speaks(pair: Pair) -> None:
     """The first route's error leads, and has the others with it, also a bug."""
     pair.primary.always(Status(429))
@@ -494,21 +475,6 @@ def test_the_fastest_route_is_found_by_its_answers(pair: Pair) -> None:
 
 
 # --- what is seen ---
-
-
-@both_ways
-def test_every_retry_and_failover_is_seen(pair: Pair) -> None:
-    """`on_retry` fires once between any two requests, with the error that was met."""
-    seen: list[str] = []
-
-    class Seen(BaseCallbackHandler):
-        def on_retry(self, retry_state: Any, **_: Any) -> None:
-            seen.append(type(retry_state.outcome.exception()).__name__)
-
-    pair.primary.always(Status(503))
-    pair.ask(pair.router(), "hi", {"callbacks": [Seen()]})
-
-    assert seen == ["UnavailableError"] * 3
 
 
 @both_ways

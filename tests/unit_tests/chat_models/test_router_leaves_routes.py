@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from langchain.chat_models import init_chat_model
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.rate_limiters import BaseRateLimiter
@@ -95,7 +96,12 @@ def thrice(kind: str) -> str:
 OVERLONG = Status(400, error_code="context_length_exceeded")
 FILTERED = Status(400, error_code="content_policy_violation")
 RUNS = {
+    **{
+        str(status): Run("f invalid_request, s ok", Status(status))
+        for status in (400, 405, 413, 422, 501)
+    },
     "429": Run(thrice("rate_limit"), Status(429)),
+    "499": Run(thrice("unavailable"), Status(499)),
     "500": Run(thrice("server_error"), Status(500)),
     "503": Run(thrice("unavailable"), Status(503)),
     "reset": Run(thrice("connection"), Reset()),
@@ -189,8 +195,13 @@ RUNS = {
 
 @both_ways
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_what_follows_a_failure(pair: Pair, run: Run) -> None:
-    """The same route, after a wait, the next one, or the end; nothing else is asked."""
+def test_what_follows_a_failure(
+    pair: Pair, caplog: pytest.LogCaptureFixture, run: Run
+) -> None:
+    """The same route, after a wait, the next one, or the end; nothing else is asked.
+
+    A failure that needs a human is logged if another attempt hides it.
+    """
     if isinstance(run.first, list):
         pair.primary.script(*run.first)
     else:
@@ -213,6 +224,11 @@ def test_what_follows_a_failure(pair: Pair, run: Run) -> None:
     log = ", ".join(f"{one['route'][0]} {one['outcome']}" for one in ledger["attempts"])
     assert fnmatch(log, run.log)
     assert pair.asked() == (routes.count("first"), routes.count("second"))
+    hidden = {line["outcome"] for line in ledger["attempts"][:-1]}
+    is_logged = "cannot answer" in caplog.text
+    assert is_logged == bool(
+        hidden & {"authentication", "not_found", "invalid_request"}
+    )
     if run.error is None:
         assert ledger["route"] == answer.response_metadata["model_name"] == routes[-1]
     else:  # A refusal leads, else the first route's error.
@@ -228,8 +244,17 @@ def test_what_follows_a_failure(pair: Pair, run: Run) -> None:
 
 @both_ways
 def test_hooks_get_retries_and_failovers(pair: Pair) -> None:
-    """`on_retry` gets the wait at the same route, and `on_failover` the next route."""
+    """`on_retry` gets the wait at the same route, and `on_failover` the next route.
+
+    A callback handler's `on_retry` is called between any two requests.
+    """
     retries, failovers = list[RetryEvent](), list[RetryEvent]()
+    seen: list[type] = []
+
+    class Seen(BaseCallbackHandler):
+        def on_retry(self, retry_state: Any, **_: Any) -> None:
+            seen.append(type(retry_state.outcome.exception()))
+
     policy = RetryPolicy(
         max_retries=1,
         jitter=False,
@@ -238,10 +263,11 @@ def test_hooks_get_retries_and_failovers(pair: Pair) -> None:
     )
     pair.primary.always(Status(503))
 
-    pair.ask(pair.router(retry_policy=policy), "hi")
+    pair.ask(pair.router(retry_policy=policy), "hi", {"callbacks": [Seen()]})
 
-    seen = [(e.attempt, e.route, e.delay, e.next_route) for e in retries + failovers]
-    assert seen == [(1, "first", 1.5, "first"), (2, "first", 0.0, "second")]
+    events = [(e.attempt, e.route, e.delay, e.next_route) for e in retries + failovers]
+    assert events == [(1, "first", 1.5, "first"), (2, "first", 0.0, "second")]
+    assert seen == [UnavailableError] * 2
 
 
 # --- silence ---

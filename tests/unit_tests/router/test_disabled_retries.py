@@ -394,11 +394,3 @@ def test_what_is_no_plain_chat_model_is_no_route(model: Any, says: str) -> None:
     """It would hide retries, or a choice: it is refused, and what to do is said."""
     with pytest.raises(TypeError, match=re.escape(says)):
         RetryRouter(routes=[model])
-
-
-def test_bound_options_are_no_config() -> None:
-    """What `bind` gives is sent; it is neither refused nor warned of."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        router = new_router(ParrotFakeChatModel().bind(seed=1))
-    assert router.routes[0].options == {"seed": 1}

@@ -26,8 +26,9 @@ from langchain_retryrouter import (
     InvalidRequestError,
     RetryRouter,
 )
-from langchain_retryrouter._providers.history import fit_history, foreign_response_id
-from langchain_retryrouter._providers.integrations import Reader, reader_of
+from langchain_retryrouter._providers import history as histories
+from langchain_retryrouter._providers.history import foreign_response_id
+from langchain_retryrouter._providers.integrations import Reader, family, reader_of
 from langchain_retryrouter.testing import Answer, FaultyGateway, Status
 from tests.support.models import chat_openai
 
@@ -56,6 +57,15 @@ def answer(
         additional_kwargs=kwargs or {},
         response_metadata=metadata,
     )
+
+
+def fit_history(
+    messages: list[BaseMessage], reader: Reader | str, *args: Any, **kwargs: Any
+) -> tuple[list[BaseMessage], tuple[str, ...]]:
+    """What a reader, or any model of a provider, is sent, and what is left out."""
+    if isinstance(reader, str):
+        reader = Reader(family(reader))
+    return histories.fit_history(messages, reader, *args, **kwargs)
 
 
 def block(kind: str, **fields: Any) -> dict[str, Any]:
@@ -215,7 +225,8 @@ def test_what_is_left_of_a_conversation(
 # Accounts.
 
 ONE, OTHER = (Reader("openai", account) for account in ("one", "other"))
-AUTHORS = {"a": ONE, "b": OTHER, "claude": Reader("anthropic", "one")}
+OTHERS = {name: Reader(name, "one") for name in ("anthropic", "together")}
+AUTHORS = {"a": ONE, "b": OTHER, **OTHERS}
 
 
 def served(content: Any, route: str, **fields: Any) -> AIMessage:
@@ -230,6 +241,8 @@ def served(content: Any, route: str, **fields: Any) -> AIMessage:
         ("b", "openai", "Hello.", ("reasoning",)),
         ("b", None, "Hello.", ("reasoning",)),
         ("another router's", "openai", [REASONING, TEXT], ()),
+        # `ChatTogether` is made of `ChatOpenAI`, and names OpenAI.
+        ("together", "openai", "Hello.", ("reasoning",)),
     ],
 )
 def test_items_of_another_account_are_left_out(
@@ -241,7 +254,7 @@ def test_items_of_another_account_are_left_out(
     assert (fitted.content, told) == (content, left_out)
     assert ("id" in fitted.response_metadata) == (not left_out)
     # Signatures of Anthropic's hold on every platform.
-    signed = served([THINKING, TEXT], "claude", author="anthropic")
+    signed = served([THINKING, TEXT], "anthropic", author="anthropic")
     reader = Reader("anthropic", "other")
     assert fit_history([signed], reader, AUTHORS)[0] == [signed]
 

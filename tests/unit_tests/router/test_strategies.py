@@ -87,13 +87,6 @@ def test_copies_share_and_a_pickle_starts_afresh(strategy: str) -> None:
 # --- by list and by turn ------------------------------------------------------------
 
 
-def test_priority_is_the_order_of_the_list() -> None:
-    """The first route leads however slow it is."""
-    strategy = new("priority", 3)
-    strategy.measured(0, 1e6, 0)
-    assert [strategy.order(0) for _ in range(3)] == [[0, 1, 2]] * 3
-
-
 def test_round_robin_begins_one_further_each_time() -> None:
     """Each route leads in its turn, and failover goes on down the list."""
     strategy = new("round_robin", 3)
