@@ -112,12 +112,12 @@ def expected_choices(request: Mapping[str, Any]) -> int:
 
 
 def check_choices(request: Mapping[str, Any], *, streaming: bool) -> None:
-    """Refuse a request for fewer than one choice, or for a stream of several."""
+    """Refuse a request for no whole number of choices, or for a stream of several."""
     given = {name: request.get(name) for name in ("n", "best_of")}
     n, best_of = (1 if value is None else value for value in given.values())
     for name, value in (("n", n), ("best_of", best_of)):
-        if value < 1:
-            msg = f"{name} must be 1 or more, not {value}"
+        if not isinstance(value, int) or value < 1:
+            msg = f"{name} must be 1 or more, not {value!r}"
             raise ValueError(msg)
         if streaming and value > 1:
             msg = f"a stream carries one answer, so {name}={value} cannot be streamed"

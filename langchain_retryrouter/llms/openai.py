@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import operator
 import re
 import warnings
 from collections.abc import (
@@ -22,31 +21,26 @@ from collections.abc import (
     Mapping,
 )
 from typing import Any, ClassVar, Final
+from urllib.parse import urlsplit
 
 from langchain_core import callbacks
 from langchain_core.language_models.base import LangSmithParams
-from langchain_core.messages import BaseMessage, convert_to_openai_messages
+from langchain_core.messages import convert_to_openai_messages
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import Field, PrivateAttr, SecretStr, field_validator
 
 from langchain_retryrouter._callbacks import (
-    AnyRunManager,
     AsyncNotifier,
     Notifier,
-    observe_run,
 )
 from langchain_retryrouter._openai import client, protocol
-from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 from langchain_retryrouter._openai.protocol import update_token_usage
-from langchain_retryrouter._prices import listed_prices, load_list, write_costs
+from langchain_retryrouter._prices import write_costs
 from langchain_retryrouter._retry import engine, streaming
-from langchain_retryrouter._retry.call_log import Subject
-from langchain_retryrouter._retry.call_state import CallState
-from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
-from langchain_retryrouter._retry.limits import limits_of
 from langchain_retryrouter._retry.timeouts import agather_bounded, gather_bounded
 from langchain_retryrouter.errors import InvalidRequestError, refuse_bool
 from langchain_retryrouter.failures import FailureKind
+from langchain_retryrouter.llms._call import Call, chunk_info
 from langchain_retryrouter.llms._connection import (
     CONTEXT_SIZES,
     OpenAIConnection,
@@ -54,8 +48,6 @@ from langchain_retryrouter.llms._connection import (
     first_env,
     unhide,
 )
-from langchain_retryrouter.policy import resolve_policy
-from langchain_retryrouter.rate_limits import Size, approximate_tokens
 
 __all__ = [
     "AzureOpenAI",
@@ -107,7 +99,7 @@ def completion_with_retry(
     """
     if kwargs.get("stream"):
         return _stream_with_retry(llm, run_manager, kwargs)
-    one = _Call(llm, llm.client, kwargs, run_manager)
+    one = Call(llm, llm.client, kwargs, run_manager)
     answer = engine.call(one.context, one.send, Notifier(run_manager))
     return protocol.attach_attempt_log(answer, one.context.call_state.attempt_log())
 
@@ -120,7 +112,7 @@ async def acompletion_with_retry(
     """Async variant of `completion_with_retry`; it awaits `llm.async_client.create`."""
     if kwargs.get("stream"):
         return _astream_with_retry(llm, run_manager, kwargs)
-    one = _Call(llm, llm.async_client, kwargs, run_manager)
+    one = Call(llm, llm.async_client, kwargs, run_manager)
     answer = await engine.acall(one.context, one.asend, AsyncNotifier(run_manager))
     return protocol.attach_attempt_log(answer, one.context.call_state.attempt_log())
 
@@ -130,9 +122,9 @@ def _stream_with_retry(
     run_manager: callbacks.CallbackManagerForLLMRun | None,
     kwargs: Mapping[str, Any],
 ) -> Generator[Any, None, None]:
-    one, notify = _Call(llm, llm.client, kwargs, run_manager), Notifier(run_manager)
+    one, notify = Call(llm, llm.client, kwargs, run_manager), Notifier(run_manager)
     connect = one.request.open_stream
-    events = streaming.stream(one.context, connect, lambda: _chunk_info, notify)
+    events = streaming.stream(one.context, connect, lambda: chunk_info, notify)
     with contextlib.closing(events):
         for event in events:
             yield from one.chunks(event)
@@ -144,105 +136,16 @@ async def _astream_with_retry(
     run_manager: callbacks.AsyncCallbackManagerForLLMRun | None,
     kwargs: Mapping[str, Any],
 ) -> AsyncGenerator[Any, None]:
-    one = _Call(llm, llm.async_client, kwargs, run_manager)
+    one = Call(llm, llm.async_client, kwargs, run_manager)
     notify = AsyncNotifier(run_manager)
     connect = one.request.aopen_stream
-    events = streaming.astream(one.context, connect, lambda: _chunk_info, notify)
+    events = streaming.astream(one.context, connect, lambda: chunk_info, notify)
     async with contextlib.aclosing(events):
         async for event in events:
             for chunk in one.chunks(event):
                 yield chunk
         for chunk in one.held_end():
             yield chunk
-
-
-# To make a policy checks its numbers, which takes longer than to find it again.
-_resolve_policy = functools.lru_cache(maxsize=128)(resolve_policy)
-_chunk_info = operator.attrgetter("info")  # What an event of a stream means.
-
-
-class _Call:
-    """One call: its request, and how an attempt sends it."""
-
-    def __init__(
-        self,
-        llm: OpenAIConnection,
-        resource: Any,
-        request: Mapping[str, Any],
-        run_manager: AnyRunManager | None,
-    ) -> None:
-        clock = llm.clock or SYSTEM_CLOCK
-        policy = _resolve_policy(llm.retry_policy, llm.max_retries)
-        route = str(request.get("model") or llm.model_name)  # Any JSON is sent.
-        operation = "chat" if "messages" in request else "text_completion"
-        provider = "azure" if isinstance(llm, AzureOpenAI) else "openai"
-        subject = Subject(operation, provider, route)
-        call_state = self._call_state = CallState(
-            policy,
-            budget=llm.budget,
-            breaker=llm.breaker,
-            time=clock,
-            describe=lambda _: subject,
-            limits=limits_of(llm.rate_limit, functools.partial(_size_of, request)),
-        )
-        if load_list():
-            prices = listed_prices(route, provider, llm.openai_api_base)
-            call_state.prices = {route: prices}
-        observe_run(call_state, run_manager, trace_attempts=llm.trace_attempts)
-        self.context = engine.RetryContext(
-            call_state,
-            errors=OPENAI_ERRORS,
-            route=lambda: route,
-            rate_limiter=llm.rate_limiter,
-        )
-        self.request = client.SDKRequest(resource, request, clock.time)
-        self._is_logged = False
-        # A chunk with the usage follows the end of such a stream.
-        asked = request.get("stream_options")
-        is_asked = isinstance(asked, Mapping) and asked.get("include_usage")
-        self._is_counted_late = is_asked
-        self._end: Any = None  # The chunk of the end, until its usage is known.
-
-    def send(self, attempt: engine.Attempt) -> Any:
-        return self._noted(self.request.create(attempt), attempt.number)
-
-    async def asend(self, attempt: engine.Attempt) -> Any:
-        return self._noted(await self.request.acreate(attempt), attempt.number)
-
-    def _noted(self, answer: Any, attempt: int) -> Any:
-        """An answer or chunk, that the observers have seen."""
-        if self._call_state.wants_facts and (facts := protocol.facts_of(answer)):
-            self._call_state.answered(attempt, **facts)
-        return answer
-
-    def chunks(self, event: protocol.ClassifiedChunk) -> Iterator[Any]:
-        """The chunks to hand over; that with which the answer ends has the log."""
-        self._noted(event.chunk, self._call_state.attempt)
-        yield from self.held_end()
-        if not event.info.is_end or self._is_logged:
-            yield event.chunk
-            return
-        self._is_logged, self._end = True, event.chunk
-        if not self._is_counted_late or "usage" in protocol.facts_of(event.chunk):
-            yield from self.held_end()
-
-    def held_end(self) -> Iterator[Any]:
-        """The chunk of the end, with the attempt log, if it is held back."""
-        end, self._end = self._end, None
-        if end is not None:
-            log = self._call_state.attempt_log()
-            yield protocol.attach_attempt_log(end, log)
-
-
-def _size_of(request: Mapping[str, Any]) -> Size:
-    """The size of a request, which may have several prompts."""
-    names = ("prompt", "messages", "tools", "suffix")
-    answers = max(request.get("n") or 1, request.get("best_of") or 1)
-    most = request.get("max_tokens") or request.get("max_completion_tokens") or 0
-    return Size(
-        approximate_tokens([request.get(name) for name in names]),
-        most * answers * protocol.count_prompts(request) if most > 0 else None,
-    )
 
 
 class OpenAILLM(OpenAIConnection):
@@ -591,7 +494,8 @@ class BaseOpenAI(OpenAILLM):
                     f" {len(prompts)}: give a number"
                 )
                 raise ValueError(msg)
-            params["max_tokens"] = self.max_tokens_for_prompt(prompts[0])
+            # At least 1: what does not fit is for the provider to say.
+            params["max_tokens"] = max(1, self.max_tokens_for_prompt(prompts[0]))
         size = self.batch_size if self._reads_list else 1
         return [prompts[at : at + size] for at in range(0, len(prompts), size)]
 
@@ -718,7 +622,8 @@ class AzureOpenAI(BaseOpenAI):
         base = self.openai_api_base
         if not (base and self.validate_base_url):
             return
-        address = base if "/openai" in base else base.rstrip("/") + "/openai"
+        is_complete = "/openai" in urlsplit(base).path
+        address = base if is_complete else base.rstrip("/") + "/openai"
         if self.deployment_name and "/deployments/" not in address:
             address = f"{address.rstrip('/')}/deployments/{self.deployment_name}"
         if address != base:
@@ -854,6 +759,20 @@ class OpenAIChat(OpenAILLM):
         return "openai-chat"
 
     @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        # A cache has one answer for each prompt behind the same messages.
+        prefix = {"prefix_messages": self._prefix} if self.prefix_messages else {}
+        return {**super()._identifying_params, **prefix}
+
+    @property
+    def _prefix(self) -> list[dict[str, Any]]:
+        """The messages before each prompt, as the API wants them."""
+        return [
+            one if isinstance(one, dict) else convert_to_openai_messages([one])[0]
+            for one in self.prefix_messages
+        ]
+
+    @property
     def _default_params(self) -> dict[str, Any]:
         sampling = ("temperature", "max_tokens", "top_p", *_PENALTIES, "logit_bias")
         others = ("seed", "logprobs", "top_logprobs", "extra_body")
@@ -883,10 +802,7 @@ class OpenAIChat(OpenAILLM):
             if max_tokens != -1:
                 name = "max_completion_tokens" if wants_other else "max_tokens"
                 params[name] = max_tokens
-        prefix = [
-            convert_to_openai_messages(one) if isinstance(one, BaseMessage) else one
-            for one in self.prefix_messages
-        ]
+        prefix = self._prefix
         return [
             {"messages": [*prefix, {"role": "user", "content": prompt}], **params}
             for prompt in prompts

@@ -195,3 +195,11 @@ def test_an_openai_address_is_made_one_of_azure(
     assert gateway.requests[0].path == PATH
     same = new_azure(**fields, base_url=url, validate_base_url=False)
     assert same.openai_api_base == url
+
+
+def test_a_host_says_nothing_of_the_path(new_azure: Any) -> None:
+    """Resources are often called "openai-...", or as their deployment."""
+    base = "https://openai-my-deployment.openai.azure.com"
+    with pytest.warns(UserWarning, match="openai_api_base"):
+        llm = new_azure(api_key=KEY, azure_endpoint=None, base_url=base)
+    assert llm.openai_api_base == f"{base}/openai/deployments/my-deployment"

@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import pytest
+from langchain_core.caches import InMemoryCache
 from langchain_core.messages import HumanMessage
 
 from langchain_retryrouter import OpenAIChat, errors
@@ -35,6 +36,18 @@ def test_messages_stand_before_the_prompt(env: Env, method: str) -> None:
         for prompt in ("hi", "ho")
     ]
     assert sent == [[system, *said] for said in users]
+
+
+def test_a_cache_knows_the_messages_before_the_prompt(env: Env) -> None:
+    """A prompt behind other messages is not answered from the cache."""
+    env.gateway.script(Answer("a"), Answer("b"))
+    cache = InMemoryCache()
+    models = [
+        env.new(OpenAIChat, cache=cache, prefix_messages=[("system", text)])
+        for text in ("Be brief.", "Be loud.")
+    ]
+    assert [env.invoke(llm, "hi") for llm in models * 2] == [*"abab"]
+    assert len(env.gateway.requests) == 2
 
 
 def _said(request: Any) -> str:

@@ -111,8 +111,9 @@ def test_numbers_that_cannot_be_are_refused(
 
 def test_wrong_options_of_a_call_are_refused(every: Env) -> None:
     """The same holds for a call's options: nothing is sent."""
-    with pytest.raises(ValueError, match="n must be 1 or more, not -1"):
-        every.invoke(every.new(), "hi", n=-1)
+    for n in (-1, 1.5, "2"):
+        with pytest.raises(ValueError, match=f"n must be 1 or more, not {n!r}"):
+            every.invoke(every.new(), "hi", n=n)
     assert every.gateway.requests == []
 
 
@@ -347,6 +348,8 @@ def test_max_tokens_may_fill_the_context(env: Env) -> None:
     env.stream(llm, "four")
     assert [r.payload["max_tokens"] for r in env.gateway.requests] == [4092, 4092]
     assert llm.max_tokens_for_prompt("four") == 4092
+    env.invoke(llm, "x" * 5000)  # The provider says that it does not fit.
+    assert env.gateway.requests[-1].payload["max_tokens"] == 1
     with pytest.raises(ValueError, match=r"max_tokens=-1 fills .* there are 2"):
         env.generate(llm, ["a", "b"])
 
