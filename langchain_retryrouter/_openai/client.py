@@ -54,12 +54,16 @@ _DRAIN_TIMEOUT: Final = 0.1
 
 @dataclass(frozen=True, eq=False)
 class ClientSettings:
-    """How to make an SDK client: its class, such as `AsyncOpenAI`, and arguments."""
+    """How to make an SDK client: its class, such as `AsyncOpenAI`, and arguments.
+
+    Or why there is none, as what is `missing`.
+    """
 
     sdk_class: str
     options: Mapping[str, Any] = field(repr=False)
     proxy: str | None = field(default=None, repr=False)
     http_client: Any = field(default=None, repr=False)
+    missing: str = ""
 
     @property
     def is_async(self) -> bool:
@@ -105,6 +109,8 @@ class AsyncKey:
 
 def _new_client(settings: ClientSettings) -> tuple[Any, Any]:
     """An SDK client that does not retry, and its HTTP client if we made it."""
+    if settings.missing:
+        raise ValueError(settings.missing)
     own: Any = None
     is_async = settings.is_async
     if settings.http_client is None:
@@ -166,11 +172,9 @@ class _Clients:
     def __init__(self, settings: ClientSettings) -> None:
         self.settings = settings
         # By identity: resources with equal settings are equal, and not the same.
-        self._users: weakref.WeakValueDictionary[int, Any]
-        self._users = weakref.WeakValueDictionary()
+        self._users = weakref.WeakValueDictionary[int, Any]()
         self._by_process: dict[int, Any] = {}
-        self.by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any]
-        self.by_loop = weakref.WeakKeyDictionary()
+        self.by_loop = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any]()
 
     def get(self, user: SDKResource) -> Any:
         if id(user) not in self._users:
@@ -226,10 +230,8 @@ class _Clients:
 
 
 # What closes the HTTP client of each async SDK client that is in use.
-_closers: weakref.WeakKeyDictionary[Any, AsyncGenerator[None]]
-_closers = weakref.WeakKeyDictionary()
-_shared: weakref.WeakValueDictionary[Hashable, _Clients]
-_shared = weakref.WeakValueDictionary()
+_closers = weakref.WeakKeyDictionary[Any, AsyncGenerator[None]]()
+_shared = weakref.WeakValueDictionary[Hashable, _Clients]()
 
 
 async def _close_with_loop(
@@ -298,18 +300,6 @@ class SDKResource:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.settings.sdk_class}().{self._path}>"
-
-
-class MissingResource:
-    """Stands for a client without credentials; using it raises a `ValueError`."""
-
-    def __init__(self, reason: str) -> None:
-        self._reason = reason
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        raise ValueError(self._reason)
 
 
 # Requests.

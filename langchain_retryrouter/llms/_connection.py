@@ -307,19 +307,21 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
 
     # The clients.
 
-    def _make_client(self, *, is_async: bool) -> Any:
-        """An `SDKResource`, or an object that says what is missing."""
-        if not is_async and inspect.iscoroutinefunction(self.openai_api_key):
-            return sdk.MissingResource(
-                "the key is an async function: use the async methods"
-            )
+    def _make_client(self, *, is_async: bool) -> sdk.SDKResource:
         settings = sdk.ClientSettings(
             ("Async" if is_async else "") + self._sdk_class,
             self._client_options(is_async=is_async),
             self.openai_proxy,
             self.http_async_client if is_async else self.http_client,
+            "" if is_async else self._missing_for_sync(),
         )
         return sdk.SDKResource(settings, self._resource_path)
+
+    def _missing_for_sync(self) -> str:
+        """Why sync calls cannot be made, although async ones may be."""
+        if inspect.iscoroutinefunction(self.openai_api_key):
+            return "the key is an async function: use the async methods"
+        return ""
 
     def _client_options(self, *, is_async: bool) -> dict[str, Any]:
         """The keyword arguments of the SDK's client, without those left to the SDK."""

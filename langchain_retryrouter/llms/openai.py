@@ -33,7 +33,7 @@ from langchain_retryrouter._callbacks import (
     AsyncNotifier,
     Notifier,
 )
-from langchain_retryrouter._openai import client, protocol
+from langchain_retryrouter._openai import protocol
 from langchain_retryrouter._openai.protocol import update_token_usage
 from langchain_retryrouter._prices import write_costs
 from langchain_retryrouter._retry import engine, streaming
@@ -645,13 +645,13 @@ class AzureOpenAI(BaseOpenAI):
     def _is_given(self, name: str) -> bool:
         return name in self.model_fields_set and getattr(self, name) is not None
 
-    def _make_client(self, *, is_async: bool) -> Any:
-        if not is_async and not self._credentials(is_async=False):
-            return client.MissingResource(
+    def _missing_for_sync(self) -> str:
+        if not self._credentials(is_async=False):
+            return (
                 "no credentials for sync calls: pass azure_ad_token_provider=..."
                 " in addition to azure_ad_async_token_provider"
             )
-        return super()._make_client(is_async=is_async)
+        return ""
 
     def _client_options(self, *, is_async: bool) -> dict[str, Any]:
         options = super()._client_options(is_async=is_async)

@@ -17,13 +17,6 @@ from .conftest import Env, Recorder, choice, events, outcomes, whole
 CHAT_PROMPT = {"messages": [{"role": "user", "content": "hi"}]}
 
 
-def test_the_text_comes_back(every: Env) -> None:
-    """`invoke` returns the answer's text, `stream` its tokens."""
-    assert every.invoke(every.new(), "hi") == STUB_TEXT
-    tokens = ["Hello", " from", " the", " stub", " upstream"]
-    assert [chunk for chunk in every.stream(every.new(), "hi") if chunk] == tokens
-
-
 def test_generate_has_reason_and_usage(every: Env, streaming: bool) -> None:
     """An `LLMResult` has finish reason, usage, model, fingerprint and attempt log."""
     llm = every.new(streaming=streaming, stream_usage=streaming)

@@ -318,21 +318,18 @@ async def test_a_closed_model_can_be_used_again(env: Env) -> None:
 
 async def test_a_client_of_the_user_stays_open(env: Env) -> None:
     """The user's own HTTP client is used, and closed by nobody else."""
-    kinds = (openai.DefaultHttpxClient, openai.DefaultAsyncHttpxClient)
-    http_client: Any = kinds[env.is_async](headers={"x-mine": "yes"})
-    name = "http_async_client" if env.is_async else "http_client"
-    llm = env.new(**{name: http_client})
-    assert await in_loop(env, llm, "invoke", "hi") == STUB_TEXT
-    assert await in_loop(env, env.new(), "invoke", "hi") == STUB_TEXT
-    sent = [request.headers.get("x-mine") for request in env.gateway.requests]
-    assert sent == ["yes", None]
-    await in_loop(env, llm, "close")
-    del llm
-    collect_garbage()
-    assert not http_client.is_closed
-    closing = http_client.aclose() if env.is_async else http_client.close()
-    if closing is not None:
-        await closing
+    headers = {"x-mine": "yes"}
+    with openai.DefaultHttpxClient(headers=headers) as client:
+        async with openai.DefaultAsyncHttpxClient(headers=headers) as async_client:
+            llm = env.new(http_client=client, http_async_client=async_client)
+            assert await in_loop(env, llm, "invoke", "hi") == STUB_TEXT
+            assert await in_loop(env, env.new(), "invoke", "hi") == STUB_TEXT
+            sent = [r.headers.get("x-mine") for r in env.gateway.requests]
+            assert sent == ["yes", None]
+            await in_loop(env, llm, "close")
+            del llm
+            collect_garbage()
+            assert (client.is_closed, async_client.is_closed) == (False, False)
 
 
 async def test_an_sdk_client_of_the_user_stays_open(env: Env) -> None:
