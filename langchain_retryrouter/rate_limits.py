@@ -377,11 +377,13 @@ class RateLimit(Shareable):
         prompt = self._prompt or 0.0  # A mean says nothing about this request.
         if size.prompt is not None:
             prompt = size.prompt * self._ratio
+            # Other prompts may have had more tokens than estimated, and not this one.
+            least = min(prompt, size.prompt)
             for kind in ("tokens", "input_tokens"):
                 bucket = self._buckets.get(kind)
-                if bucket is not None and prompt > bucket.configured:
+                if bucket is not None and least > bucket.configured:
                     msg = (
-                        f"the prompt has about {prompt:,.0f} tokens, and {self} allows"
+                        f"the prompt has about {least:,.0f} tokens, and {self} allows"
                         f" {bucket.configured:,.0f} in a minute: shorten it, or raise"
                         f" {kind}_per_minute"
                     )

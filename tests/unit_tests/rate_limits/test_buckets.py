@@ -138,29 +138,27 @@ def test_a_request_above_a_minute_is_an_error(clock: FakeClock, kind: str) -> No
     with pytest.raises(RequestTooLargeError, match=r"2,500 tokens.*1,000 in a minute"):
         limit.reserve(Size(2_500))
     assert limit.waiting == 0
+    # What was learned of other prompts refuses none.
+    one = admitted(limit, Size(1))
+    one.used = (10, 1)
+    one.succeeded()
+    assert limit.reserve(Size(900), 1_000) is not None
 
 
 def test_concurrency_is_held_until_the_end(clock: FakeClock) -> None:
-    """A third request waits until one of two is over."""
-    limit = RateLimit(max_concurrency=2, clock=clock)
+    """A third request waits until one is over; if it leaves, it takes nothing."""
+    limit = RateLimit(max_concurrency=2, requests_per_minute=60, clock=clock)
     first, second = admitted(limit), admitted(limit)
     assert limit.try_reserve(ONE) is None
-    assert limit.reserve(ONE, 5) is None
-    assert clock.monotonic() == pytest.approx(5)
+    assert limit.reserve(ONE, 0.4) is None
+    assert limit.available()["requests"] == pytest.approx(0.4)
+    assert limit.reserve(ONE, 4.6) is None
+    assert clock.monotonic() == pytest.approx(1 + 5)
     first.succeeded()
     assert limit.in_flight == 1
     admitted(limit).succeeded()
     second.failed(BROKEN)
     assert (limit.in_flight, limit.waiting) == (0, 0)
-
-
-def test_a_wait_that_is_given_up_takes_nothing(clock: FakeClock) -> None:
-    """Its place in the queue, and what it would have taken, are free again."""
-    limit = RateLimit(requests_per_minute=60, clock=clock)
-    admitted(limit).succeeded()
-    assert limit.reserve(ONE, 0.4) is None
-    assert limit.available()["requests"] == pytest.approx(0.4)
-    assert limit.wait_for(ONE) == pytest.approx(0.6)
 
 
 def test_copies_share_and_pickles_start_afresh(clock: FakeClock) -> None:
