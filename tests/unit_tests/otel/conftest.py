@@ -34,9 +34,7 @@ from tests.unit_tests.conftest import Twin
 PROMPT: Final = "the secret of the prompt"
 
 
-def gpt_router(
-    gateway: FaultyGateway | str, name: str = "gpt-4", **fields: Any
-) -> GPTRouter:
+def gpt_router(gateway: FaultyGateway, name: str = "gpt-4", **fields: Any) -> GPTRouter:
     return models.gpt_router(gateway, name, provider="chat_anthropic", **fields)
 
 

@@ -8,12 +8,9 @@ from typing import Any
 import prometheus_client
 import pytest
 from langchain_core.rate_limiters import InMemoryRateLimiter
-from opentelemetry import metrics
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from langchain_retryrouter import (
@@ -45,6 +42,7 @@ from .conftest import (
     llm,
     router_of,
 )
+from .twice import instrument_twice
 
 ATTEMPTS = "retryrouter.attempt.duration"
 DOCS = Path(__file__).parents[3] / "docs"
@@ -229,26 +227,11 @@ def test_a_call_that_is_not_sampled_is_counted(
     assert recorded.total(ATTEMPTS) == 2
 
 
-def instrument_before_and_after(url: str) -> None:
-    """Make a call before the global provider is set, and one after."""
-    reader = InMemoryMetricReader()
-    meters = MeterProvider([reader])
-    recorded = Recorded(InMemorySpanExporter(), reader, TracerProvider(), meters)
-    model = gpt_router(url)
-    instrument()
-    model.invoke(PROMPT)
-    metrics.set_meter_provider(meters)
-    instrument()
-    model.invoke(PROMPT)
-    assert recorded.total(ATTEMPTS) == 2
-    assert recorded.total("gen_ai.client.inference.usage.output_tokens") == 10
-
-
 def test_an_application_may_instrument_again_when_it_has_set_a_provider(
     gateway: FaultyGateway,
 ) -> None:
     """Until then a proxy stands for it; the metrics of both times are collected."""
-    run_alone(instrument_before_and_after, gateway.url)
+    run_alone(instrument_twice, gateway.url)
 
 
 def test_money_is_counted_by_attempt(env: Env) -> None:
