@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from langchain_retryrouter import __version__
 from langchain_retryrouter._retry.call_log import AttemptRecord, CallObserver, Subject
 from langchain_retryrouter._retry.call_state import OBSERVERS, CallState
+from langchain_retryrouter._shared import watch_forks
 from langchain_retryrouter.circuit_breaker import BreakerState, CircuitBreaker
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.failures import Failure
@@ -172,6 +173,12 @@ class _Values:
         self._lock = threading.Lock()
         self._totals: dict[str, dict[Labels, float]] = {}
         self._recorded: deque[tuple[metrics.Histogram, float, Labels]] = deque()
+        watch_forks(self)
+
+    def forked(self) -> None:
+        """Leave to the parent what is not handed over, and the lock, in a child."""
+        self._lock = threading.Lock()
+        self._recorded.clear()
 
     def add(self, key: str, value: float, labels: Labels) -> None:
         with self._lock:

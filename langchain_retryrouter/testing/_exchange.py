@@ -238,6 +238,9 @@ class Usage:
         return {name: getattr(self, name) for name in names}
 
 
+_FIRST_CALL: Final = "call_0"
+
+
 @dataclass(frozen=True, slots=True)
 class FunctionCall:
     """A function call in the form that models used before there were tools."""
@@ -262,7 +265,8 @@ class FunctionCall:
 class ToolCall(FunctionCall):
     """A tool call."""
 
-    id: str = "call_0"
+    id: str = _FIRST_CALL
+    """If it is not given, the calls of an answer are `call_0`, `call_1` and so on."""
 
     def as_tool_dict(self) -> dict[str, Any]:
         """The call as it stands in `tool_calls`."""
@@ -324,6 +328,10 @@ class Answer(Step):
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         text = self.text(request) if callable(self.text) else self.text or ""
         found |= {"text": text, "choices": request.count("n") * len(request.prompts)}
+        found["tool_calls"] = tuple(
+            replace(call, id=f"call_{n}") if call.id == _FIRST_CALL else call
+            for n, call in enumerate(self.tool_calls)
+        )
         if self.finish_reason is ...:
             found["finish_reason"] = "tool_calls" if self.tool_calls else "stop"
             if self.function_call:

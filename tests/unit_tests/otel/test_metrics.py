@@ -1,6 +1,7 @@
 """Metrics agree with what the server was sent, and the dashboard with the metrics."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,19 @@ def test_an_application_may_instrument_again_when_it_has_set_a_provider(
 ) -> None:
     """Until then a proxy stands for it; the metrics of both times are collected."""
     run_alone(instrument_twice, gateway.url)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # For its threads.
+def test_a_forked_child_leaves_to_its_parent_what_is_not_collected(
+    gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
+) -> None:
+    """An attempt is in the histogram of one process."""
+    gpt_router(gateway, clock=clock).invoke(PROMPT)
+    child = os.fork()
+    if child == 0:
+        os._exit(int(recorded.total(ATTEMPTS)))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert recorded.total(ATTEMPTS) == 1
 
 
 def test_money_is_counted_by_attempt(env: Env) -> None:

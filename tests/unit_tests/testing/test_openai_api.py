@@ -159,7 +159,7 @@ def test_log_probabilities_of_a_chat(gateway: FaultyGateway) -> None:
 
 
 def test_calls(gateway: FaultyGateway) -> None:
-    """Calls come whole without streaming, and in pieces with it."""
+    """Calls come whole without streaming, and in pieces with it; ids are their own."""
     call = ToolCall("get_weather", ('{"city": ', '"Paris"}'), id="call_7")
     function = {"name": "get_weather", "arguments": '{"city": "Paris"}'}
     gateway.always(Answer(tool_calls=(call,), function_call=call))
@@ -177,9 +177,11 @@ def test_calls(gateway: FaultyGateway) -> None:
     calls = [one["tool_calls"][0]["function"] for one in deltas[:3]]
     calls += [one["function_call"] for one in deltas[3:]]
     assert [one["arguments"] for one in calls] == ["", '{"city": ', '"Paris"}'] * 2
-    gateway.script(Answer(tool_calls=(call,)))
+    gateway.script(Answer(tool_calls=(ToolCall("a"), call, ToolCall("b"))))
     (choice,) = ask(gateway, CHAT).json["choices"]
     assert choice["finish_reason"] == "tool_calls"
+    ids = [one["id"] for one in choice["message"]["tool_calls"]]
+    assert ids == ["call_0", "call_7", "call_2"]
 
 
 @_both
