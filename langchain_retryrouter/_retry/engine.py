@@ -27,7 +27,11 @@ from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.limits import CallLimits
 from langchain_retryrouter._retry.retry_after import Headers
-from langchain_retryrouter._retry.timeouts import TimeLimitError, run_with_timeout
+from langchain_retryrouter._retry.timeouts import (
+    TimeLimitError,
+    on_abort,
+    run_with_timeout,
+)
 from langchain_retryrouter.circuit_breaker import Refusal
 from langchain_retryrouter.errors import BASE_ERRORS, ErrorFamily, RetryRouterError
 from langchain_retryrouter.failures import FailureAction, FailureKind
@@ -170,7 +174,7 @@ class RetryController:
         """
         state = self.call_state
         state.open()
-        while True:
+        while not self._is_over:
             while wait := state.hold_wait():
                 yield wait
             while not (state.is_reserved or state.will_be_refused()):
@@ -189,6 +193,8 @@ class RetryController:
             if not wait:
                 self._refuse(refusal)
             yield wait
+        reason = "the call was given up"
+        self._stop(reason, reason)
 
     def _refuse(self, refusal: Refusal) -> NoReturn:
         """Raise the last error, or one that says what refuses the first attempt."""
@@ -358,6 +364,10 @@ class RetryController:
         if hook is not None:
             number, delay = self.call_state.attempt, self.delay()
             hook(RetryEvent(number, error.route, error.kind, error, delay, next_route))
+
+    def abandon(self) -> None:
+        """Make no further attempt: the thread that asked waits for none."""
+        self._is_over = True
 
     def answered(self) -> None:
         """The attempt has its answer; that of a stream is not over yet."""
@@ -541,6 +551,7 @@ def run(
     controller: RetryController, attempt: Callable[[], T], notify: Notify | None
 ) -> T:
     """The result of the first attempt that succeeds."""
+    on_abort(controller.abandon)
 
     def before_sleep(state: RetryCallState) -> None:
         controller.call_hook()

@@ -234,8 +234,8 @@ def stream(
         return events, monitor
 
     events, monitor = run(controller, attempt, notify)
-    monitor.first_token_delivered = True
     try:
+        monitor.first_token_delivered = True
         yield from monitor.buffer
         while not monitor.is_over:
             event = _next_event(events, monitor)
@@ -303,8 +303,8 @@ async def astream(
             return *await _aopen(connect, attempt, monitor), monitor
 
     source, events, monitor = await arun(controller, attempt, notify)
-    monitor.first_token_delivered = True
     try:
+        monitor.first_token_delivered = True
         for event in monitor.buffer:
             yield event
         while not monitor.is_over:

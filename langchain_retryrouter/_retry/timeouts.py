@@ -33,9 +33,6 @@ Result: TypeAlias = tuple[R | None, BaseException | None]
 
 _ABORTED = "the stream was aborted"
 _MOST_IDLE = 64
-_aborts: ContextVar[list[Callable[[], object]] | None] = ContextVar(
-    "langchain_retryrouter_aborts", default=None
-)
 # The jobs of each idle worker. A forked process has none of its parent's threads.
 _idle: list[queue.SimpleQueue[Callable[[], object]]] = []
 if hasattr(os, "register_at_fork"):
@@ -81,10 +78,30 @@ class End:
 END = End()
 
 
+class _Job:
+    """What a worker thread does, and how it is given up."""
+
+    def __init__(self) -> None:
+        self._aborts: list[Callable[[], object]] = []
+        self._is_given_up = False
+
+    def on_abort(self, abort: Callable[[], object]) -> None:
+        self._aborts.append(abort)
+        if self._is_given_up:  # Asked after the append, so that none is overlooked.
+            _abort_all([abort])
+
+    def abort(self) -> None:
+        self._is_given_up = True
+        _abort_all(self._aborts)
+
+
+_job: ContextVar[_Job | None] = ContextVar("langchain_retryrouter_job", default=None)
+
+
 def on_abort(abort: Callable[[], object]) -> None:
     """Have `abort` called, by another thread, if the attempt under way is given up."""
-    if (aborts := _aborts.get()) is not None:
-        aborts.append(abort)
+    if (job := _job.get()) is not None:
+        job.on_abort(abort)
 
 
 def _abort_all(aborts: list[Callable[[], object]]) -> None:
@@ -105,11 +122,10 @@ def run_in_worker(work: Callable[[], object]) -> Callable[[], None]:
     Returns:
         A function that aborts what `work` has given to `on_abort`.
     """
-    aborts: list[Callable[[], object]] = []
-    abort = functools.partial(_abort_all, aborts)
-    on_abort(abort)
+    job = _Job()
+    on_abort(job.abort)
     context = copy_context()
-    context.run(_aborts.set, aborts)
+    context.run(_job.set, job)
     try:
         jobs = _idle.pop()
     except IndexError:
@@ -118,7 +134,7 @@ def run_in_worker(work: Callable[[], object]) -> Callable[[], None]:
             target=_run_jobs, args=(jobs,), name="retryrouter-worker", daemon=True
         ).start()
     jobs.put(functools.partial(context.run, work))
-    return abort
+    return job.abort
 
 
 def _run_jobs(jobs: queue.SimpleQueue[Callable[[], object]]) -> None:
@@ -306,7 +322,8 @@ def gather_bounded(
     """The results of all requests, in order.
 
     After an error nothing more is sent, the requests under way are waited for, and the
-    first error is raised. `send` is called in threads if several are under way.
+    first error is raised. After Ctrl-C they are given up. `send` is called in threads
+    if several are under way.
     """
     if min(len(requests), at_once) <= 1:
         return [send(request) for request in requests]
@@ -319,8 +336,10 @@ def gather_bounded(
     places = iter(range(len(requests)))
     answers: dict[int, Any] = {}
     first_error: BaseException | None = None
-    aborts = {place: start(place) for place in itertools.islice(places, at_once)}
+    aborts: dict[int, Callable[[], None]] = {}
     try:
+        for place in itertools.islice(places, at_once):
+            aborts[place] = start(place)
         while aborts:
             place, (answers[place], error) = results.get()
             del aborts[place]

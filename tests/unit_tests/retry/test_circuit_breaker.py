@@ -82,7 +82,9 @@ def test_one_probe_decides(clock: FakeClock) -> None:
     assert breaker.state is CLOSED  # The row begins again.
 
 
-@pytest.mark.parametrize("outcome", ["succeeded", "failed", "cancelled"])
+@pytest.mark.parametrize(
+    "outcome", ["succeeded", "failed", "cancelled", "probe_answers"]
+)
 def test_a_call_from_before_the_opening_does_not_count(
     clock: FakeClock, outcome: str
 ) -> None:

@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import gc
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from langchain_retryrouter import APIConnectionError, RetryRouterError, UnavailableError
+from langchain_retryrouter import APIConnectionError
 from langchain_retryrouter._retry.hedging import AHedgedSource, HedgedSource
 from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.failures import Failure
@@ -23,7 +23,6 @@ HEL, LO, BON, JOUR = token("Hel"), token("lo"), token("Bon"), token("jour")
 
 LONG = 5.0
 SOON = 0.01
-ERRORS = [UnavailableError("503"), KeyError("a bug")]
 
 
 class FakeStream:
@@ -79,19 +78,16 @@ class FakeHedge:
 
     Attributes:
         second: The second stream; None if there is no other route.
-        then: Called when the second stream is asked for.
         after: Seconds of silence before that.
     """
 
     second: Any
-    then: Callable[[], object] = lambda: None
     after: float = SOON
     begun: int = 0
     settled: list[tuple[bool, Failure | None]] = field(default_factory=list)
 
     def begin(self) -> Any:
         self.begun += 1
-        self.then()
         return self.second
 
     def settle_hedge(self, *, has_won: bool, failure: Failure | None) -> None:
@@ -116,62 +112,22 @@ def has_content(event: ChunkInfo) -> bool:
     return event.is_token
 
 
-def read(
-    twin: Twin,
-    first: FakeStream,
-    hedge: FakeHedge,
-    into: list[ChunkInfo] | None = None,
-    look: Callable[[ChunkInfo], None] = lambda _: None,
-) -> list[ChunkInfo]:
-    """All events; `into` keeps those before an error, `look` is called after each."""
-    seen: list[ChunkInfo] = [] if into is None else into
-
-    async def aread() -> None:
-        source = hedge.arace(first)
-        async with contextlib.aclosing(source):
-            async for event in source:
-                seen.append(event)
-                look(event)
-
-    if twin.is_async:
-        asyncio.run(aread())
-        return seen
-    source = hedge.race(first)
-    with contextlib.closing(source):
-        for event in source:
-            seen.append(event)
-            look(event)
-    return seen
-
-
-# --- one stream ---
-
-
 def test_nothing_is_read_ahead(twin: Twin) -> None:
     """After the first content an event is read when the caller asks for it."""
     first, counts = FakeStream(ROLE, HEL, LO, END), list[int]()
     hedge = FakeHedge(None, after=LONG)
-    read(twin, first, hedge, look=lambda _: counts.append(first.read))
+
+    async def read() -> None:
+        async with contextlib.aclosing(hedge.arace(first)) as events:
+            async for _ in events:
+                counts.append(first.read)
+
+    if twin.is_async:
+        asyncio.run(read())
+    else:
+        with contextlib.closing(hedge.race(first)) as events:
+            counts += [first.read for _ in events]
     assert counts == [2, 2, 3, 4]
-
-
-# --- the race ---
-
-
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("first_fails", [True, False])
-def test_a_failure_loses_while_the_other_may_succeed(
-    twin: Twin, error: Exception, *, first_fails: bool
-) -> None:
-    """The stream that fails loses; its error is reported if it is the provider's."""
-    bad = FakeStream(error, silent=first_fails)
-    good = FakeStream(HEL, END, silent=True)
-    first, second = (bad, good) if first_fails else (good, bad)
-    hedge = FakeHedge(second, then=bad.speak)
-    threading.Timer(5 * SOON, good.speak).start()
-    assert read(twin, first, hedge) == [HEL, END]
-    reported = error.failure if isinstance(error, RetryRouterError) else None
-    assert hedge.settled == [(first_fails, reported)]
 
 
 # --- leaving ---

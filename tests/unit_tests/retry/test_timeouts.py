@@ -1,6 +1,7 @@
 """Time limits of sync code: the caller waits no longer than the limit."""
 
 import contextvars
+import math
 import signal
 import subprocess
 import sys
@@ -12,14 +13,21 @@ from collections.abc import Generator, Iterator
 import pytest
 from pydantic import SecretStr
 
-from langchain_retryrouter import OpenAIChat, RetryPolicy, RetryRouter
+from langchain_retryrouter import OpenAIChat, RetryPolicy, RetryRouter, RetryRouterError
 from langchain_retryrouter._retry.timeouts import (
     End,
     ThreadedStream,
     TimeLimitError,
     run_with_timeout,
 )
-from langchain_retryrouter.testing import Answer, FaultyGateway, Silence, Stall
+from langchain_retryrouter.testing import (
+    Answer,
+    FaultyGateway,
+    Silence,
+    Stall,
+    Status,
+    Step,
+)
 from tests.support.models import gpt_router
 
 LONG = 30.0
@@ -139,20 +147,52 @@ def test_a_process_forks_and_ends(script: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=LONG)
 
 
-def test_ctrl_c_does_not_wait_for_requests_in_threads() -> None:
-    """A call that sends several prompts at once ends at once, as one of a prompt."""
+@pytest.mark.parametrize("step", [Silence(LONG), Status(503)], ids=["silence", "503"])
+def test_ctrl_c_does_not_wait_for_requests_in_threads(step: Step) -> None:
+    """A call that sends several prompts at once ends at once, and retries none."""
     began, before = time.monotonic(), signal.getsignal(signal.SIGALRM)
+    policy = RetryPolicy(initial_delay=0.5, jitter=False)
     with FaultyGateway() as gateway:
-        model = OpenAIChat(base_url=gateway.openai_url, api_key=SecretStr("any"))
+        key, url = SecretStr("any"), gateway.openai_url
+        model = OpenAIChat(base_url=url, api_key=key, retry_policy=policy)
         model.invoke("first, since it reads files")
-        gateway.always(Silence(LONG))
+        gateway.always(step)
         signal.signal(signal.SIGALRM, signal.default_int_handler)
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        signal.setitimer(signal.ITIMER_REAL, 0.25)
         with pytest.raises(KeyboardInterrupt):
             model.generate(["one", "two", "three"])
         signal.signal(signal.SIGALRM, before)
+        threading.Event().wait(0.5)
         assert len(gateway.requests) == 4
     assert time.monotonic() - began < LONG / 2
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+@pytest.mark.parametrize("step", [Silence(LONG), Stall(1, LONG)], ids=["all", "rest"])
+def test_a_call_inside_of_an_attempt_that_is_given_up_sends_nothing_more(
+    method: str, step: Step
+) -> None:
+    """A router that is the route of another one does not go on behind its back."""
+    short, none = (
+        RetryPolicy(
+            max_retries=0,
+            attempt_timeout=seconds,
+            first_token_timeout=seconds,
+            stall_timeout=seconds,
+        )
+        for seconds in (0.1, math.inf)
+    )
+    with FaultyGateway() as silent, FaultyGateway() as other:
+        silent.always(step)
+        inner = RetryRouter(
+            routes=[gpt_router(silent, "m", timeout=0.3), gpt_router(other, "m")],
+            retry_policy=none,
+            stream_recovery="continue",
+        )
+        with pytest.raises(RetryRouterError):
+            list(getattr(RetryRouter(routes=[inner], retry_policy=short), method)("hi"))
+        threading.Event().wait(0.5)
+        assert (len(silent.requests), len(other.requests)) == (1, 0)
 
 
 @pytest.mark.parametrize("method", ["invoke", "stream"])
