@@ -11,7 +11,6 @@ import contextlib
 import functools
 import operator
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, NoReturn
 
 from langchain_core.outputs import GenerationChunk
@@ -230,7 +229,7 @@ def _message_of(choice: Any) -> Any:
 def _text_of(choice: Any) -> str:
     said = get(choice, "text") or get(_message_of(choice), "content") or ""
     if isinstance(said, list):  # Of reasoning models: parts, some of which are texts.
-        parts = [part if isinstance(part, str) else part.get("text") for part in said]
+        parts = [part if isinstance(part, str) else get(part, "text") for part in said]
         return "".join(part for part in parts if isinstance(part, str))
     return str(said)
 
@@ -240,14 +239,13 @@ def _is_repeated(choice: Any) -> bool:
     return get(choice, "delta") is None and get(choice, "message") is not None
 
 
-@dataclass(slots=True)
-class CompletionResult:
+class CompletionResult(NamedTuple):
     """What a request brought: choices of `text`, `finish_reason` and `logprobs`."""
 
-    choices: list[dict[str, Any]] = field(default_factory=list)
-    usage: dict[str, Any] = field(default_factory=dict)
+    choices: list[dict[str, Any]]
+    usage: dict[str, Any]
+    attempt_log: dict[str, Any]
     system_fingerprint: str | None = None
-    attempt_log: dict[str, Any] = field(default_factory=dict)
 
 
 def read_answer(answer: Any) -> CompletionResult:
@@ -385,7 +383,8 @@ class ChunkTranslator:
         document = plain(chunk)
         info: dict[str, Any] = {}
         text = ""
-        for choice in (choices := _choices_of(document)[:1]):
+        choices = _choices_of(document)[:1]  # One was asked for.
+        for choice in choices:
             if not (self._non_text.has_text and _is_repeated(choice)):
                 text = _text_of(choice)
             self._non_text.add(choice)
@@ -452,7 +451,8 @@ class NonText:
         reason = choice.get("finish_reason")
         if reason and _kind_of(reason) is FailureKind.CONTENT_FILTER:
             self.is_filtered = True
-        message = _message_of(choice)
+        if (message := _message_of(choice)) is None:
+            return
         # LiteLLM's proxy moves OpenAI's own fields, such as a refusal, to this one.
         moved = get(message, "provider_specific_fields")
         said = get(message, "refusal") or get(moved, "refusal") or ""

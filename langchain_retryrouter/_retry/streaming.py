@@ -139,7 +139,7 @@ class StreamMonitor(Generic[E]):
             limits.append(self._policy.stall_timeout)
         if self._policy.deadline is not None:
             limits.append(self._call_state.remaining())
-        return min(limits)
+        return min(limits, default=None)
 
     def opening_limit(self) -> float | None:
         """Seconds that the next event may take before any is handed over."""

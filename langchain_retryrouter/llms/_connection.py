@@ -10,7 +10,6 @@ import inspect
 import logging
 import math
 import os
-import re
 import warnings
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
@@ -39,7 +38,6 @@ logger = logging.getLogger(__name__)
 Secret = str | SecretStr
 ApiKey = Secret | Callable[[], str] | Callable[[], Awaitable[str]]
 
-_SECRET_NAME: Final = re.compile("auth|key|token|secret|cookie|password", re.IGNORECASE)
 
 # How many tokens, prompt and answer together, fit into a model's context. Sources:
 # OpenAI's model pages ("context window"), and for gpt-5.6 and later the model profiles
@@ -363,16 +361,6 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
         shared = {id(thing := getattr(self, name)): thing for name in kept}
         return super().__deepcopy__({**shared, **(memo or {})})
 
-    @property
-    def lc_attributes(self) -> dict[str, Any]:
-        """The fields that may hold a secret, without it, for LangChain to save."""
-        headers = (self.default_headers or {}).items()
-        saved = {
-            "openai_proxy": re.sub(r"(?<=//)[^/@]*@", "", self.openai_proxy or ""),
-            "default_headers": {n: v for n, v in headers if not _SECRET_NAME.search(n)},
-        }
-        return {name: value for name, value in saved.items() if value}
-
     def _get_ls_params(
         self, stop: list[str] | None = None, **kwargs: Any
     ) -> LangSmithParams:
@@ -399,11 +387,10 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
         except KeyError:
             logger.warning("tiktoken does not know %r: counting by cl100k_base", model)
             encoding = tiktoken.get_encoding("cl100k_base")
-        allowed = self.allowed_special
-        allowed = "all" if allowed == "all" else set(allowed)
-        disallowed = self.disallowed_special
         return encoding.encode(
-            text, allowed_special=allowed, disallowed_special=disallowed
+            text,
+            allowed_special=self.allowed_special,
+            disallowed_special=self.disallowed_special,
         )
 
 

@@ -65,6 +65,7 @@ CHAT_MODEL: Final = re.compile(
 )
 _SNAPSHOT: Final = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 _AZURE_USER_AGENT: Final = "langchain-retryrouter-python-azure-openai"
+_SECRET_NAME: Final = re.compile("auth|key|token|secret|cookie|password", re.IGNORECASE)
 _PENALTIES: Final = ("frequency_penalty", "presence_penalty")
 # These refuse `max_tokens`: the limit includes the tokens of their reasoning.
 _COUNTS_REASONING: Final = re.compile(r"(ft:|openai/)?(gpt-([5-9]|\d\d)|o\d)", re.ASCII)
@@ -170,15 +171,20 @@ class OpenAILLM(OpenAIConnection):
 
     # Requests.
 
+    # The fields that are sent: unless they are None, and unless they are 1.
+    _sent: ClassVar[tuple[str, ...]]
+    _sent_above_one: ClassVar[tuple[str, ...]]
+
     @property
     def _default_params(self) -> dict[str, Any]:
         """The parameters of every request."""
-        raise NotImplementedError
-
-    def _given(self, *names: str) -> dict[str, Any]:
-        """These fields, without those that are None."""
-        found = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in found.items() if value is not None}
+        fields = {name: getattr(self, name) for name in self._sent}
+        counts = {name: getattr(self, name) for name in self._sent_above_one}
+        return {
+            **{name: value for name, value in fields.items() if value is not None},
+            **{name: count for name, count in counts.items() if count > 1},
+            **self.model_kwargs,
+        }
 
     @property
     def _invocation_params(self) -> dict[str, Any]:
@@ -310,9 +316,8 @@ class OpenAILLM(OpenAIConnection):
         request = self._stream_request(prompt, stop, kwargs)
         reader = protocol.ChunkTranslator()
         chunks = completion_with_retry(self, run_manager, **request)
-        with contextlib.ExitStack() as stack:
-            if hasattr(chunks, "close"):
-                stack.callback(chunks.close)
+        is_generator = hasattr(chunks, "close")
+        with contextlib.closing(chunks) if is_generator else contextlib.nullcontext():
             for raw in chunks:
                 chunk = reader.read(raw)
                 if run_manager:
@@ -411,6 +416,11 @@ class BaseOpenAI(OpenAILLM):
     """How many likely tokens to report at each step, with their probabilities."""
 
     _refuse_bool = field_validator("logprobs", mode="wrap")(refuse_bool)
+    _sent: ClassVar = (
+        *("temperature", "top_p", *_PENALTIES, "n", "max_tokens", "logit_bias"),
+        *("seed", "logprobs", "extra_body"),
+    )
+    _sent_above_one: ClassVar = ("best_of",)  # Azure's gpt-35-turbo does not know it.
 
     # Not `lc_secrets` itself: LangChain asks each base class for it; the last wins.
     _secrets: ClassVar[dict[str, str]] = {"openai_api_key": "OPENAI_API_KEY"}
@@ -444,22 +454,23 @@ class BaseOpenAI(OpenAILLM):
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
-        """What LangChain saves although it may come from the environment."""
-        names = ("openai_api_base", "openai_organization")
-        given = {name: getattr(self, name) for name in names if getattr(self, name)}
-        return {**super().lc_attributes, **given}
+        """What LangChain saves although it may come from the environment, or secret.
+
+        Of a secret, the rest is saved.
+        """
+        names = ["openai_api_base", "openai_organization"]
+        names += ["openai_api_type", "openai_api_version"]  # Of Azure.
+        headers = (self.default_headers or {}).items()
+        saved = {
+            **{name: getattr(self, name, None) for name in names},
+            "openai_proxy": re.sub(r"(?<=//)[^/@]*@", "", self.openai_proxy or ""),
+            "default_headers": {n: v for n, v in headers if not _SECRET_NAME.search(n)},
+        }
+        return {name: value for name, value in saved.items() if value}
 
     @property
     def _llm_type(self) -> str:
         return "openai"
-
-    @property
-    def _default_params(self) -> dict[str, Any]:
-        always = ("temperature", "top_p", *_PENALTIES, "n")
-        optional = ("max_tokens", "logit_bias", "seed", "logprobs", "extra_body")
-        # Azure's gpt-35-turbo does not know it.
-        best_of = {"best_of": self.best_of} if self.best_of > 1 else {}
-        return {**self._given(*always, *optional), **best_of, **self.model_kwargs}
 
     def _requests(
         self, prompts: list[str], stop: list[str] | None, options: Mapping[str, Any]
@@ -682,15 +693,6 @@ class AzureOpenAI(BaseOpenAI):
     }
 
     @property
-    def lc_attributes(self) -> dict[str, Any]:
-        """What LangChain saves although it may come from the environment."""
-        return {
-            **super().lc_attributes,
-            "openai_api_type": self.openai_api_type,
-            "openai_api_version": self.openai_api_version,
-        }
-
-    @property
     def _llm_type(self) -> str:
         return "azure"
 
@@ -751,6 +753,11 @@ class OpenAIChat(OpenAILLM):
     top_logprobs: int | None = None
     """How many likely tokens to report at each step; needs `logprobs`."""
 
+    _sent: ClassVar = (
+        *("temperature", "max_tokens", "top_p", *_PENALTIES, "logit_bias", "seed"),
+        *("logprobs", "top_logprobs", "extra_body"),
+    )
+    _sent_above_one: ClassVar = ("n",)
     _reads_list: bool = PrivateAttr(default=False)
     _resource_path: ClassVar[str] = "chat.completions"
 
@@ -771,13 +778,6 @@ class OpenAIChat(OpenAILLM):
             one if isinstance(one, dict) else convert_to_openai_messages([one])[0]
             for one in self.prefix_messages
         ]
-
-    @property
-    def _default_params(self) -> dict[str, Any]:
-        sampling = ("temperature", "max_tokens", "top_p", *_PENALTIES, "logit_bias")
-        others = ("seed", "logprobs", "top_logprobs", "extra_body")
-        n = {"n": self.n} if self.n > 1 else {}
-        return {**self._given(*sampling, *others), **n, **self.model_kwargs}
 
     def _params(self, options: Mapping[str, Any]) -> dict[str, Any]:
         params = super()._params(options)

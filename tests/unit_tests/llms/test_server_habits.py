@@ -196,10 +196,11 @@ def test_a_message_in_parts_is_their_texts(env: Env) -> None:
 # Ends that come too early.
 
 
-def test_a_reason_in_every_chunk_is_not_an_end(every: Env) -> None:
+@pytest.mark.parametrize("first", ["stop", None])
+def test_a_reason_in_every_chunk_is_not_an_end(every: Env, first: Any) -> None:
     """A token after the end takes the end back: `[DONE]` then ends the stream."""
-    texts = ["one ", "two ", "three"]
-    every.gateway.script(streamed(*(choice(text, "stop") for text in texts)))
+    chunks = [("one ", first), ("two ", "stop"), ("three", "stop")]
+    every.gateway.script(streamed(*(choice(*chunk) for chunk in chunks)))
     result = every.generate(every.new(streaming=True), ["hi"])
     (only,) = result.generations[0]
     assert only.text == "one two three"
