@@ -9,7 +9,6 @@ import socket
 import struct
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +17,7 @@ from typing import Any, Self, TypeAlias, cast
 
 import h11
 
+from langchain_retryrouter._shared import watch_forks
 from langchain_retryrouter.testing import _exchange as wire
 from langchain_retryrouter.testing._exchange import HEALTHY, Answer
 from langchain_retryrouter.testing._faults import Status
@@ -84,6 +84,7 @@ class _Server:
         self.log = log
         self.connections: set[_Connection] = set()
         self.stopping = False
+        self._is_parents = False
         self._listener = socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
         self.port: int = self._listener.getsockname()[1]
         # Not the policy's loop: this one is known to close sockets the way we need.
@@ -94,12 +95,11 @@ class _Server:
             target=self._run, name="FaultyGateway", daemon=True
         )
         self._thread.start()
-        _running.add(self)
+        watch_forks(self)
 
     def stop(self) -> None:
-        if self not in _running:
-            return  # stopped before, or a copy in a forked child
-        _running.discard(self)
+        if self._is_parents:
+            return
         self.loop.call_soon_threadsafe(self._stop_asked.set_result, None)
         self._thread.join(_STOP_SECONDS)
         if self._thread.is_alive():
@@ -134,7 +134,7 @@ class _Server:
         if self.stopping and not self.connections and not self._all_gone.done():
             self._all_gone.set_result(None)
 
-    def leave_to_parent(self) -> None:
+    def forked(self) -> None:
         """Release the sockets in a forked child; they stay the parent's.
 
         A socket that the child holds too would stay open when the parent closes it: no
@@ -142,6 +142,7 @@ class _Server:
         closed: their owners in this process would close the number a second time, and
         the loop must not be touched, because its epoll is the parent's as well.
         """
+        self._is_parents = True
         nowhere = os.open(os.devnull, os.O_RDWR)
         for number in (
             self._listener.fileno(),
@@ -297,20 +298,6 @@ class _Connection(asyncio.Protocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.transport.close()
-
-
-# A forked child must find the servers that it has copied.
-_running: weakref.WeakSet[_Server] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for server in list(_running):
-        _running.discard(server)
-        server.leave_to_parent()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class FaultyGateway:
