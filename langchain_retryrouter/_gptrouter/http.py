@@ -15,6 +15,7 @@ import functools
 import importlib
 import io
 import os
+import socket
 import ssl
 import sys
 import time
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import urllib3
+from urllib3.connection import HTTPConnection
 
 from langchain_retryrouter._http import TooLargeError
 from langchain_retryrouter._retry.timeouts import on_abort
@@ -36,10 +38,23 @@ if TYPE_CHECKING:
 _SCHEMES: Final = ("http", "https")
 _MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 READ_BYTES: Final = 65_536
-# Sync connections that are kept; more are opened on demand, and closed after use.
-_KEPT_CONNECTIONS: Final = 100
-# Async connections in use; further calls wait for a free one.
-_ASYNC_CONNECTIONS: Final = 1000
+# Of one server: sync connections that are kept, and async ones that are open; further
+# async calls wait for a free one. urllib3 warns of each connection that it cannot keep.
+_CONNECTIONS: Final = 1000
+# The network may forget a connection that is silent, and say so to neither end. Probes
+# keep it known while an answer is awaited, and find out before it is used again.
+_KEEPALIVE: Final = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (
+            ("TCP_KEEPIDLE", 60),
+            ("TCP_KEEPINTVL", 10),
+            ("TCP_KEEPCNT", 3),
+        )
+        if hasattr(socket, name)
+    ),
+)
 # How long the rest of a body may take that is only read to reuse its connection.
 _DRAIN_SECONDS: Final = 0.25
 # Pythons whose TLS connections stay open if the server does not agree to close them
@@ -149,16 +164,16 @@ def post(request: Request) -> urllib3.BaseHTTPResponse:
         preload_content=False,
     )
     on_abort(functools.partial(shut_down, response))
-    socket = getattr(response.connection, "sock", None)
-    if request.read != request.read_first and socket is not None:
-        socket.settimeout(request.read)
+    if request.read != request.read_first and (opened := _socket_of(response)):
+        opened.settimeout(request.read)
     if request.read_headers is not None:
         request.read_headers(response.headers)
     return response
 
 
 def _new_pool(origin: Origin) -> urllib3.HTTPConnectionPool | urllib3.ProxyManager:
-    settings: dict[str, Any] = {"maxsize": _KEPT_CONNECTIONS, "retries": False}
+    options = [*HTTPConnection.default_socket_options, *_KEEPALIVE]
+    settings: dict[str, Any] = {"maxsize": _CONNECTIONS, "socket_options": options}
     if origin.scheme == "https":
         settings["ssl_context"] = ssl_context()
     if origin.proxy is None:
@@ -171,6 +186,10 @@ def _new_pool(origin: Origin) -> urllib3.HTTPConnectionPool | urllib3.ProxyManag
         user, password = unquote(parts.username), unquote(parts.password or "")
         credentials = urllib3.make_headers(proxy_basic_auth=f"{user}:{password}")
     return urllib3.ProxyManager(origin.proxy, proxy_headers=credentials, **settings)
+
+
+def _socket_of(response: urllib3.BaseHTTPResponse) -> socket.socket | None:
+    return getattr(response.connection, "sock", None)
 
 
 def shut_down(response: urllib3.BaseHTTPResponse) -> None:
@@ -188,11 +207,11 @@ def read_body(response: urllib3.BaseHTTPResponse) -> bytes:
 
 def drain(response: urllib3.BaseHTTPResponse) -> None:
     """Read what soon comes of a body's rest, so that its connection can be reused."""
-    socket = getattr(response.connection, "sock", None)
-    if socket is None:
+    opened = _socket_of(response)
+    if opened is None:
         return  # The body has been read.
     with contextlib.suppress(urllib3.exceptions.HTTPError, OSError):
-        socket.settimeout(_DRAIN_SECONDS)
+        opened.settimeout(_DRAIN_SECONDS)
         end = time.monotonic() + _DRAIN_SECONDS
         while response.read1(READ_BYTES) and time.monotonic() < end:
             pass
@@ -281,7 +300,9 @@ async def _session_of_loop() -> _LoopSession:
 async def _open_session() -> AsyncGenerator[_LoopSession, None]:
     aiohttp = _aiohttp()
     connector = aiohttp.TCPConnector(
-        limit=_ASYNC_CONNECTIONS, enable_cleanup_closed=_LEAKS_TLS
+        limit=_CONNECTIONS,
+        enable_cleanup_closed=_LEAKS_TLS,
+        socket_factory=_new_socket,
     )
     session = aiohttp.ClientSession(
         connector=connector,
@@ -299,6 +320,13 @@ async def _open_session() -> AsyncGenerator[_LoopSession, None]:
         if _sessions.get(loop) is current:
             del _sessions[loop]
         await session.close()
+
+
+def _new_socket(address: tuple[Any, ...]) -> socket.socket:
+    new = socket.socket(*address[:3])
+    for option in _KEEPALIVE:
+        new.setsockopt(*option)
+    return new
 
 
 async def aread_body(response: aiohttp.ClientResponse) -> bytes:

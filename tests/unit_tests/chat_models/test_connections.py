@@ -165,13 +165,34 @@ def test_models_of_one_gateway_share_connections(
     assert gateway.requests[1].headers["ws-secret"] == "another"
 
 
-def test_threads_share_a_pool(new_llm: NewModel, gateway: FaultyGateway) -> None:
-    """Eight threads need eight connections at the most."""
-    with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(new_llm().invoke, ["hi"] * 80))
+def test_threads_share_a_pool(
+    new_llm: NewModel, gateway: FaultyGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of 110 threads needs one connection, and urllib3 has no warnings."""
+    gateway.always(SlowFirstToken(0.2))
+    with ThreadPoolExecutor(110) as threads:
+        answers = list(threads.map(new_llm(clock=None).invoke, ["hi"] * 220))
 
-    assert [answer.content for answer in answers] == [STUB_TEXT] * 80
-    assert gateway.connections <= 8
+    assert [answer.content for answer in answers] == [STUB_TEXT] * 220
+    assert gateway.connections <= 110
+    assert not caplog.messages
+
+
+async def test_a_silent_connection_is_probed(loop: OneLoop) -> None:
+    """TCP notices a connection that the network has dropped, and keeps it from that."""
+    await loop.invoke(loop.new_llm())
+
+    sockets = [one for one in gc.get_objects() if type(one) is socket.socket]
+    [opened] = [one for one in sockets if peer_of(one) == loop.gateway.url]
+    assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+def peer_of(one: socket.socket) -> str:
+    """The address of the other end; empty if there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        host, port = one.getpeername()
+        return f"http://{host}:{port}"
+    return ""
 
 
 async def test_a_gateway_that_restarted_is_found_again(loop: OneLoop) -> None:
@@ -624,6 +645,16 @@ def test_a_silent_gateway_is_not_waited_for_in_the_background(env: Env) -> None:
         env.ask("stream", clock=None, request_timeout=None, retry_policy=policy)
 
     env.gateway.wait_for(all_closed, timeout=5)
+
+
+def test_the_time_for_a_first_token_limits_no_later_read(env: Env) -> None:
+    """After the headers, a stream may be silent for as long as `request_timeout`."""
+    env.gateway.always(Stall(after=1, seconds=1))
+    policy = RetryPolicy(max_retries=0, first_token_timeout=0.4)
+
+    answer = env.ask("stream", clock=None, retry_policy=policy)
+
+    assert answer.content == STUB_TEXT
 
 
 def test_a_dripping_server_is_not_silent(env: Env) -> None:
