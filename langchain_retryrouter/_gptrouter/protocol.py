@@ -549,8 +549,10 @@ def read_answer(
     if status_code in {202, 204}:
         return None
     if status_code != _OK:
-        now = SYSTEM_CLOCK.time()
-        report = errors.read_response(status_code, headers, body, unix_time=now)
+        now, odd = SYSTEM_CLOCK.time(), ""
+        if status_code < _REDIRECT:
+            odd = f"the gateway answered {status_code} with an empty body"
+        report = errors.read_response(status_code, headers, body, odd, unix_time=now)
         if status_code == _NOT_ACCEPTABLE:
             # The SDK reads a 406 so: no model of the list is available.
             report = report._replace(kind=FailureKind.UNAVAILABLE)
@@ -576,7 +578,7 @@ def read_response(data: Mapping[str, Any] | None) -> GatewayResponse:
     if data is None:
         msg = "the gateway took the request and sent no answer"
         raise malformed(msg)
-    report = None if "choices" in data else errors.read_event(data)
+    report = None if data.get("choices") else errors.read_event(data)
     if report is not None:
         raise report.to_error(GPT_ROUTER_ERRORS)
     try:
@@ -758,6 +760,7 @@ _CANNOT_BE_ASKED: Final = re.compile(
 )
 _WORD: Final = re.compile(r"[\w./:-]+")
 _OK: Final = 200
+_REDIRECT: Final = 300
 _NOT_ACCEPTABLE: Final = 406
 _OPAQUE_STATUS: Final = 500
 _OPAQUE_BODY: Final = {"error": "Something went wrong"}
@@ -795,6 +798,8 @@ def raise_no_stream(
     """Raise the error for an answer that is not a stream of events."""
     if status_code != _OK:
         read_answer(status_code, headers, body)
+    if (report := errors.read_event(body)) is not None:
+        raise report.to_error(GPT_ROUTER_ERRORS)
     what = repr(excerpt(body)) if body else "no body"
     msg = f"the gateway answered {status_code} without a stream of events: {what}"
     raise malformed(msg, status_code)

@@ -42,10 +42,15 @@ class Env(Twin):
 
     def ask(self, way: str, **fields: Any) -> Any:
         """The message of a new model: by `invoke`, `stream` or a streaming `invoke`."""
+        if way == "streaming invoke":
+            way, fields = "invoke", {"streaming": True, **fields}
+        return self.message(way, self.llm(**fields))
+
+    def message(self, way: str, llm: Any, prompt: Any = "hi", **options: Any) -> Any:
+        """The message of a model: by `invoke`, or the sum of its `stream`."""
         if way == "stream":
-            return sum_of(self.stream(self.llm(**fields), "hi"))
-        streaming = {"streaming": True} if way == "streaming invoke" else {}
-        return self.invoke(self.llm(**streaming, **fields), "hi")
+            return sum_of(self.stream(llm, prompt, **options))
+        return self.invoke(llm, prompt, **options)
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import pytest
 from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.load import dumps
 from langchain_core.messages import HumanMessage, trim_messages
+from pydantic import ValidationError
 
 from langchain_retryrouter import GPTRouterModel, StreamInterruptedError
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,
     Body,
-    ErrorEvent,
     Status,
     Usage,
 )
@@ -26,7 +26,6 @@ from .frames import (
     attempts_of,
     event,
     event_stream,
-    outcomes,
     sum_of,
     update,
     whole,
@@ -62,19 +61,13 @@ def test_an_answer_has_text_usage_and_json_metadata(env: Env, way: str) -> None:
 
 def test_two_choices_in_a_stream_are_refused(env: Env) -> None:
     """A stream with `n=2`, whose choices cannot be told apart, is refused unsent."""
+    with pytest.raises(ValidationError, match="n must be 1 in a stream"):
+        env.llm(streaming=True, n=2)
     for llm in (env.llm(n=2), env.llm().bind(n=2)):
         with pytest.raises(ValueError, match="n must be 1 in a stream"):
             env.stream(llm, "hi")
 
     assert env.gateway.requests == []
-
-
-def test_unicode_line_ends_are_text(env: Env) -> None:
-    """Characters that Unicode calls line ends stay in the text, in streams too."""
-    pieces = ("one\u2028", "\u2029two\x85", "\x0bthree\r", "four")
-    env.gateway.always(Answer(pieces))
-
-    assert env.ask("stream").content == env.ask("invoke").content == "".join(pieces)
 
 
 @pytest.mark.parametrize("ending", ["", "/", "/api", "/api/"])
@@ -108,30 +101,6 @@ def test_metadata_has_the_attempts(env: Env, way: str) -> None:
         assert metadata["model_name"] == "gpt-4-0613"
         assert metadata["provider_name"] == "chat_openai"
         assert metadata["finish_reason"] == "stop"
-
-
-def test_an_answer_that_streamed_inside_is_like_any_other(env: Env) -> None:
-    """After an opaque 500 the attempt streams inside; the caller sees no difference."""
-    env.gateway.script(Status(500))
-    inside, whole = env.ask("invoke"), env.ask("invoke")
-
-    asked = [request.streaming for request in env.gateway.requests]
-    assert asked == [False, True, False]
-    assert inside.content == whole.content
-    own = {"retryrouter", "id", "token_usage"}  # A stream's usage is an estimate.
-    assert set(inside.response_metadata) == set(whole.response_metadata)
-    for name in set(whole.response_metadata) - own:
-        assert inside.response_metadata[name] == whole.response_metadata[name], name
-
-
-def test_a_broken_stream_inside_is_repeated(env: Env) -> None:
-    """A stream inside has delivered nothing to the caller, so it can be repeated."""
-    env.gateway.script(Status(500), ErrorEvent("Premature close", after=2))
-
-    answer = env.ask("invoke")
-
-    assert answer.content == STUB_TEXT
-    assert outcomes(answer) == ["server_error", "interrupted", "ok"]
 
 
 # --- odd answers ---
@@ -215,30 +184,46 @@ def test_a_models_name_that_is_no_text_is_not_used(env: Env, model: Any) -> None
         env.ask("stream")
 
 
-def test_a_completion_model_names_itself_and_its_provider(env: Env) -> None:
-    """An update with `model` is a completion model's: it is finished, and named."""
-    said = event("update", {"text": "Hi", "model": "claude-2.1"})
-    env.gateway.always(event_stream(said, event("meta", {"text": "Hi"}), END))
-    models = [GPT_4, GPTRouterModel(name="claude-2", provider_name="anthropic")]
+CLAUDE = GPTRouterModel(name="claude-2", provider_name="anthropic")
+AZURE = GPTRouterModel(name="gpt-4", provider_name="azure_chat_openai")
+DONE = {"text": "Hi", "finish_reason": "stop"}
+OF_MINE = event("update", DONE, provider="mine")
+
+
+@pytest.mark.parametrize(
+    ("models", "said", "meta", "names"),
+    [
+        # An update with `model` is a completion model's: it is finished, and named.
+        (
+            [GPT_4, CLAUDE],
+            event("update", {"text": "Hi", "model": "claude-2.1"}),
+            None,
+            ("claude-2.1", "anthropic"),
+        ),
+        # A `provider` beside the data is that of a model that is not listed.
+        ([GPT_4, AZURE], OF_MINE, "else", ("else", "mine")),
+        ([GPT_4, AZURE], OF_MINE, GPT_4.name, (GPT_4.name, "chat_openai")),
+        # Azure's models have no name in a stream: that of the first model is used.
+        ([AZURE], event("update", DONE), None, (AZURE.name, "azure_chat_openai")),
+        (
+            [AZURE, GPT_4],
+            event("update", DONE),
+            None,
+            (AZURE.name, "azure_chat_openai"),
+        ),
+    ],
+)
+def test_a_stream_names_its_model_and_provider(
+    env: Env, models: Any, said: str, meta: str | None, names: tuple[str, str]
+) -> None:
+    """Names are those that the answer says, else what the list has for them."""
+    env.gateway.always(event_stream(said, event("meta", {"model": meta}), END))
 
     answer = env.ask("stream", models_priority_list=models)
 
     assert answer.content == "Hi"
-    assert answer.response_metadata["model_name"] == "claude-2.1"
-    assert answer.response_metadata["provider_name"] == "anthropic"
-
-
-def test_a_provider_of_a_chunk_is_used_if_the_models_name_tells_none(env: Env) -> None:
-    """A `provider` beside the data is the provider of a model that is not listed."""
-    data = {"text": "hi", "finish_reason": "stop"}
-    text = event("update", data, provider="anthropic")
-    azure = GPTRouterModel(name="gpt-4o", provider_name="azure_chat_openai")
-    llm = env.llm(models_priority_list=[GPT_4, azure])
-
-    for model, provider in (("else", "anthropic"), ("gpt-4-0613", "chat_openai")):
-        env.gateway.script(event_stream(text, event("meta", {"model": model}), END))
-        answer = sum_of(env.stream(llm, "hi"))
-        assert answer.response_metadata["provider_name"] == provider
+    metadata = answer.response_metadata
+    assert (metadata["model_name"], metadata["provider_name"]) == names
 
 
 # --- usage ---
@@ -386,17 +371,6 @@ def test_usage_told_twice_counts_once(env: Env) -> None:
         assert message.usage_metadata == usage
         assert message.response_metadata["model_name"] == "m"
         assert message.response_metadata["finish_reason"] == "stop"
-
-
-def test_a_model_without_a_name_is_the_one_asked_first(env: Env) -> None:
-    """Azure's models have no name in a stream: that of the first model is used."""
-    env.gateway.always(stream(DETAILED, model=None))
-    other = GPTRouterModel(name="gpt-4", provider_name="azure_chat_openai")
-
-    for models in ([other], [other, GPT_4]):
-        metadata = env.ask("stream", models_priority_list=models).response_metadata
-        assert metadata["model_name"] == "gpt-4"
-        assert metadata["provider_name"] == "azure_chat_openai"
 
 
 # --- counted before a call ---

@@ -294,9 +294,7 @@ def test_content_can_be_asked_for_in_blocks(
     env: Env, new_router: NewRouter, way: str
 ) -> None:
     """With `output_version="v1"` a router's content is standard blocks."""
-    answer = getattr(env, way)(new_router(output_version="v1"), "hi")
-    if way == "stream":
-        answer = sum_of(answer)
+    answer = env.message(way, new_router(output_version="v1"))
 
     (block,) = answer.content
     assert (block["type"], block["text"]) == ("text", "You said: hi")

@@ -256,10 +256,7 @@ def test_the_answer_says_which_model_was_asked(env: Env, way: str) -> None:
     env.gateway.script(Answer(model=f"{SERVED.name}-2024"), Status(503))
     llm = env.llm(models_priority_list=LIST, streaming=way == "streaming invoke")
 
-    first, second = (
-        sum_of(env.stream(llm, "hi")) if way == "stream" else env.invoke(llm, "hi")
-        for _ in range(2)
-    )
+    first, second = (env.message(way, llm) for _ in range(2))
 
     assert attempts_of(first) == [(SERVED.name, "ok")]
     assert first.response_metadata["model_name"] == f"{SERVED.name}-2024"
@@ -287,7 +284,7 @@ def test_a_failure_belongs_to_the_model_that_was_asked(
     if learned:
         env.invoke(llm, "hi")
 
-    answer = sum_of(env.stream(llm, "hi"))
+    answer = env.message("stream", llm)
 
     assert attempts_of(answer)[0][0] == SERVED.name
     assert attempts_of(answer)[1] == (OTHER.name, "ok")
@@ -448,12 +445,6 @@ LOST: dict[str, tuple[Any, dict[str, Any], str]] = {
 }
 
 
-def ask(env: Env, llm: Any, prompt: Any, way: str, **options: Any) -> Any:
-    if way == "stream":
-        return sum_of(env.stream(llm, prompt, **options))
-    return env.invoke(llm, prompt, **options)
-
-
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 @pytest.mark.parametrize("name", LOST)
 def test_a_completion_model_is_skipped_if_it_would_not_be_told_all(
@@ -464,7 +455,7 @@ def test_a_completion_model_is_skipped_if_it_would_not_be_told_all(
     env.gateway.script(Status(503))
     llm = env.llm(models_priority_list=[CLAUDE, GPT_4, INSTRUCT])
 
-    answer = ask(env, llm, prompt, way, **options)
+    answer = env.message(way, llm, prompt, **options)
 
     assert answer.content == STUB_TEXT
     assert asked(env) == [["gpt-4-0613"]] * 2
@@ -486,7 +477,7 @@ def test_an_error_names_the_models_if_none_is_left(env: Env, way: str) -> None:
     llm = env.llm(models_priority_list=[CLAUDE, INSTRUCT])
 
     with pytest.raises(UnsupportedOptionError) as caught:
-        ask(env, llm, prompt, way, **options)
+        env.message(way, llm, prompt, **options)
 
     told = f"is a completion model, which is not given {lost}"
     for model in ("claude-2 (anthropic)", "gpt-3.5-turbo-instruct (openai)"):
@@ -531,7 +522,7 @@ def test_a_plain_prompt_fails_over_to_a_completion_model(
     )
 
     for _ in range(2):
-        answer = ask(env, llm, prompt, way)
+        answer = env.message(way, llm, prompt)
         assert attempts_of(answer)[-1] == ("claude-2", "ok")
 
     seen = env.gateway.requests[-1].payload["data"][0]["promptParams"]["messages"]
@@ -590,7 +581,7 @@ def test_an_answer_shows_that_a_model_was_not_given_the_tools(
     env.gateway.always(event_stream(update, END), model=MISTRAL.name)
     llm = env.llm(models_priority_list=[MISTRAL, GPT_4])
 
-    answers = [ask(env, llm, "hi", way, tools=[WEATHER]) for _ in range(2)]
+    answers = [env.message(way, llm, tools=[WEATHER]) for _ in range(2)]
 
     assert [answer.content for answer in answers] == [STUB_TEXT] * 2
     assert attempts_of(answers[0]) == [
@@ -603,4 +594,4 @@ def test_an_answer_shows_that_a_model_was_not_given_the_tools(
 
     only = env.llm(models_priority_list=[MISTRAL])
     with pytest.raises(InvalidRequestError, match="without the tools of the request"):
-        ask(env, only, "hi", way, tools=[WEATHER])
+        env.message(way, only, tools=[WEATHER])

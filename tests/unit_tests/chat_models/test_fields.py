@@ -193,12 +193,6 @@ def test_the_names_of_other_integrations_are_taken(env: Env) -> None:
     assert env.gateway.requests[0].parameters["stop"] == ["stub"]
 
 
-def test_two_answers_in_streams_are_refused_at_construction(new_llm: NewModel) -> None:
-    """A model that always streams cannot give several answers."""
-    with pytest.raises(ValidationError, match="n must be 1 in a stream"):
-        new_llm(streaming=True, n=2)
-
-
 @pytest.mark.parametrize("name", ["http_proxy", "all_proxy"])
 def test_an_unusable_proxy_of_the_environment_is_told(
     new_llm: NewModel, monkeypatch: pytest.MonkeyPatch, name: str

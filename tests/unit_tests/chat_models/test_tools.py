@@ -8,12 +8,11 @@ from langchain_core.tools import tool
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from langchain_retryrouter import MalformedResponseError, NotFoundError
+from langchain_retryrouter import MalformedResponseError
 from langchain_retryrouter.testing import (
     Answer,
     Body,
     Cut,
-    ErrorEvent,
     FaultyGateway,
     FunctionCall,
     Reset,
@@ -22,7 +21,7 @@ from langchain_retryrouter.testing import (
 )
 from tests.support.rule_responder import RuleResponder
 
-from .conftest import GPT_4, Env, NewModel
+from .conftest import Env, NewModel
 from .frames import END, attempts_of, event, event_stream, sum_of, update, whole
 
 
@@ -201,16 +200,6 @@ def test_several_answers_with_tools_are_refused(env: Env) -> None:
     assert env.gateway.requests == []
 
 
-def test_an_unknown_model_in_a_call_with_tools_is_named_at_once(env: Env) -> None:
-    """A call with tools streams inside, so its first attempt has the cause."""
-    env.gateway.always(ErrorEvent("Model with name gpt-4-0613 does not exist"))
-
-    with pytest.raises(NotFoundError, match="gpt-4-0613"):
-        env.invoke(env.llm(models_priority_list=[GPT_4]).bind_tools([DICT]), "hi")
-
-    assert len(env.gateway.requests) == 1
-
-
 # --- functions, as they were before tools ---
 
 FUNCTION = DICT["function"]
@@ -222,8 +211,7 @@ def test_a_function_call_survives_streaming(env: Env, way: str) -> None:
     env.gateway.script(Status(500))
     llm = env.llm().bind(functions=[FUNCTION], function_call={"name": "get_weather"})
 
-    answer = getattr(env, way)(llm, "the weather in 'Oslo'")
-    message = sum_of(answer) if way == "stream" else answer
+    message = env.message(way, llm, "the weather in 'Oslo'")
 
     call = message.additional_kwargs["function_call"]
     assert call == {"name": "get_weather", "arguments": '{"city": "Oslo"}'}
