@@ -19,14 +19,16 @@ from collections.abc import (
     Sequence,
 )
 from typing import Any, Final, TypeAlias, cast
+from urllib.parse import urlsplit
 
+import urllib3
 from gpt_router.client import GPTRouterClient
 from gpt_router.models import GPTRouterMetadata, ModelGenerationRequest
 from pydantic import SecretStr
 
 from langchain_retryrouter import __version__, _http
 from langchain_retryrouter._gptrouter import http, protocol
-from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS, read_sdk_error
+from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS, SDK_KINDS
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError, mask
 from langchain_retryrouter.failures import FailureKind
 
@@ -76,8 +78,10 @@ class GatewayClient(GPTRouterClient):
         self.additional_metadata = additional_metadata
         self.observed = protocol.ObservedModels()
         root = base_url.rstrip("/").removesuffix("/api").rstrip("/")
-        self._root = f"{root}/api"
         self.origin = http.find_origin(root, proxy)
+        host, path = self.origin.netloc, urlsplit(root).path
+        self._root = f"{self.origin.scheme}://{host}{path}/api"
+        self._login = urllib3.make_headers(basic_auth=http.login_in(root))
 
     @property
     def api_key(self) -> str:
@@ -260,6 +264,7 @@ class GatewayClient(GPTRouterClient):
             "content-type": "application/json",
             "user-agent": f"langchain-retryrouter/{__version__}",
             "ws-secret": self.api_key,
+            **self._login,
         }
         try:
             body = _ENCODER.encode(payload).encode()
@@ -427,7 +432,7 @@ def _typed_sdk_errors() -> Iterator[None]:
     except RetryRouterError:
         raise
     except Exception as error:
-        typed = read_sdk_error(error)
-        if typed is None:
+        kinds = [kind for cls, kind in SDK_KINDS.items() if isinstance(error, cls)]
+        if not kinds:
             raise
-        raise typed from error
+        raise GPT_ROUTER_ERRORS[kinds[0]](str(error)) from error

@@ -29,11 +29,12 @@ _SDK_CLASSES: Final[dict[type[errors.RetryRouterError], type[Exception]]] = {
     errors.CircuitOpenError: exceptions.GPTRouterNotAvailableError,
     errors.StreamInterruptedError: exceptions.GPTRouterStreamingError,
 }
-_KINDS: Final = {
+SDK_KINDS: Final = {
     # Of several kinds with one class of the SDK, the first.
     **{theirs: ours.kind for ours, theirs in reversed(_SDK_CLASSES.items())},
     exceptions.GPTRouterStreamingError: FailureKind.SERVER_ERROR,
 }
+"""What the exceptions of the SDK's own client mean."""
 
 
 def _both(ours: type[Any], theirs: type[Exception]) -> type[Any]:
@@ -53,9 +54,3 @@ def __getattr__(name: str) -> type[errors.RetryRouterError]:
             return cls
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)
-
-
-def read_sdk_error(error: Exception) -> errors.RetryRouterError | None:
-    """An exception of the SDK's own client as one of ours; None if it is not."""
-    kind = next((kind for cls, kind in _KINDS.items() if isinstance(error, cls)), None)
-    return None if kind is None else GPT_ROUTER_ERRORS[kind](str(error))

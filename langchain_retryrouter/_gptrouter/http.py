@@ -126,7 +126,15 @@ def find_origin(url: str, proxy: str | None) -> Origin:
                 " environment names is switched off by `no_proxy`"
             )
             raise ValueError(msg)
-    return Origin(parts.scheme, parts.netloc, proxy or None)
+    return Origin(parts.scheme, parts.netloc.rpartition("@")[2], proxy or None)
+
+
+def login_in(url: str) -> str | None:
+    """The user and the password in `url`, with a colon between; None without."""
+    parts = urlsplit(url)
+    if parts.username is None:
+        return None
+    return f"{unquote(parts.username)}:{unquote(parts.password or '')}"
 
 
 @functools.cache
@@ -179,12 +187,8 @@ def _new_pool(origin: Origin) -> urllib3.HTTPConnectionPool | urllib3.ProxyManag
     if origin.proxy is None:
         root = f"{origin.scheme}://{origin.netloc}"
         return urllib3.connection_from_url(root, **settings)
-    parts = urlsplit(origin.proxy)
-    credentials = None
-    if parts.username is not None:
-        # aiohttp reads them from the URL; urllib3 does not.
-        user, password = unquote(parts.username), unquote(parts.password or "")
-        credentials = urllib3.make_headers(proxy_basic_auth=f"{user}:{password}")
+    # aiohttp reads them from the URL; urllib3 does not.
+    credentials = urllib3.make_headers(proxy_basic_auth=login_in(origin.proxy))
     return urllib3.ProxyManager(origin.proxy, proxy_headers=credentials, **settings)
 
 

@@ -762,6 +762,7 @@ _WORD: Final = re.compile(r"[\w./:-]+")
 _OK: Final = 200
 _REDIRECT: Final = 300
 _NOT_ACCEPTABLE: Final = 406
+_EXCERPT: Final = 200  # Characters.
 _OPAQUE_STATUS: Final = 500
 _OPAQUE_BODY: Final = {"error": "Something went wrong"}
 
@@ -821,7 +822,7 @@ def is_opaque(error: RetryRouterError) -> bool:
     return error.status_code == _OPAQUE_STATUS and error.body == _OPAQUE_BODY
 
 
-def excerpt(body: bytes, length: int = 200) -> str:
+def excerpt(body: bytes) -> str:
     """How `body` begins, as text."""
-    text = body[: 4 * length].decode("utf-8", "replace").strip()
-    return text if len(text) <= length else f"{text[:length]}…"
+    text = body[: 4 * _EXCERPT].decode("utf-8", "replace").strip()
+    return text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]}…"

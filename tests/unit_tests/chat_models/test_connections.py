@@ -421,6 +421,18 @@ def test_a_proxy_that_does_not_answer_is_no_connection(env: Env) -> None:
     assert caught.value.attempts == 2
 
 
+def test_the_address_may_have_a_user_and_a_password(env: Env) -> None:
+    """A gateway behind a server that asks for them gets them, and nobody else."""
+    llm = env.llm(gpt_router_api_base=env.gateway.url.replace("//", "//ann:p%40ss@"))
+
+    env.invoke(llm, "hi")
+    env.stream(llm, "hi")
+
+    for request in env.gateway.requests:
+        assert request.headers["authorization"] == "Basic YW5uOnBAc3M="
+        assert request.headers["host"] == env.gateway.url.removeprefix("http://")
+
+
 # --- TLS and IPv6 ---
 
 
