@@ -93,7 +93,8 @@ class Relay:
         server.sendall(first)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._run(_pump, server, client)
-        with contextlib.suppress(OSError):
+        # A TLS connection that `__exit__` closes meanwhile is a ValueError.
+        with contextlib.suppress(OSError, ValueError):
             while data := client.recv(65536):
                 if not self.is_deaf:
                     server.sendall(data)
