@@ -737,19 +737,16 @@ def _from_class(kind: FailureKind, error: BaseException) -> ErrorReport:
 
 def _read_text(error: BaseException) -> ErrorReport | None:
     """What an exception without any facts says by its text or its arguments."""
-    text = str(error)
-    body = _object_in(text)
-    if body is not None and text.startswith("{"):
-        return read_event({"error": body})  # Hugging Face's
+    text, argument = str(error), error.args[0] if error.args else None
+    is_object = isinstance(argument, Mapping)
+    body = argument if is_object else _object_in(text)
+    if is_object or (body is not None and text.startswith("{")):
+        return read_event({"error": body})  # ChatOpenAI's, and Hugging Face's
     if _is_error(body):  # Behind a sentence of the integration's.
         return read_event(body)
     body = _parsed(reason := safe_getattr(error, "reason"))  # ChatWatsonx's
     if isinstance(reason, str) and _is_error(body):
         return read_event(body)
-    argument = error.args[0] if error.args else None
-    if type(error) is ValueError and not isinstance(argument, str):
-        body = _parsed(argument)
-        return read_event({"error": body}) if isinstance(body, Mapping) else None
     if isinstance(error, ValueError) and (match := _REPR.search(text)):
         return read_event({"error": {**match.groupdict(), "message": text}})
     if type(error) is ValueError and (match := _CODE_FIRST.match(text)):

@@ -286,6 +286,22 @@ def ollamas(text: str, status_code: int = -1) -> Any:
     return classed("ResponseError", text, "ollama._types", status_code=status_code)
 
 
+class Answer(BaseModel):
+    """A schema of the caller's."""
+
+    number: int
+
+
+class ChatCompletion(Answer):
+    """An answer of an SDK."""
+
+
+def schema_error(cls: type[Answer]) -> ValidationError:
+    with pytest.raises(ValidationError) as caught:
+        cls.model_validate_json('{"number": "many"}')
+    return caught.value
+
+
 RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "34s"}
 RETRY_INFO_OBJECT = SimpleNamespace(
     retry_delay=SimpleNamespace(seconds=34, nanos=500_000_000)
@@ -372,6 +388,7 @@ SHAPES: list[tuple[Exception, FailureKind, dict[str, Any]]] = [
         {"code": "invalid_prompt"},
     ),
     (ValueError("No generations found in stream."), K.MALFORMED, {}),
+    (schema_error(ChatCompletion), K.MALFORMED, {}),
     (langchain.ModelInvalidRequestError("x"), K.INVALID_REQUEST, {}),
     (langchain.ModelRateLimitError("x"), K.RATE_LIMIT, {}),
     (
@@ -513,18 +530,6 @@ def test_aiohttps_errors_lose_the_headers_with_the_key() -> None:
 # --- Exceptions that say nothing about a provider -----------------------------------
 
 
-class Answer(BaseModel):
-    """A schema of the caller's."""
-
-    number: int
-
-
-def schema_error() -> ValidationError:
-    with pytest.raises(ValidationError) as caught:
-        Answer.model_validate_json('{"number": "many"}')
-    return caught.value
-
-
 @pytest.mark.parametrize(
     "error",
     [
@@ -541,7 +546,7 @@ def schema_error() -> ValidationError:
         MemoryError(),
         FileNotFoundError(2, "No such file"),
         PermissionError(13, "no"),
-        schema_error(),
+        schema_error(Answer),
         langchain.OutputParserException("no JSON in it"),
         UnsupportedOptionError("no such option"),
     ],

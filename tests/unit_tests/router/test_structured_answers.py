@@ -31,6 +31,7 @@ from langchain_retryrouter.testing import (
     ToolCall,
 )
 from tests.support.models import chat_openai
+from tests.unit_tests.conftest import Twin
 
 from . import attempts
 from .anthropic_wire import ANSWER, chat_anthropic
@@ -72,18 +73,12 @@ WAYS = ["invoke", "ainvoke", "stream", "astream"]
 
 def ask(way: str, chain: Any, prompt: str = "Who?") -> Any:
     """The one result of a chain, asked in one of the public ways."""
-
-    async def chunks() -> list[Any]:
-        return [chunk async for chunk in chain.astream(prompt)]
-
-    if way == "astream":
-        (result,) = asyncio.run(chunks())
-    elif way == "stream":
-        (result,) = chain.stream(prompt)
-    else:
-        result = getattr(chain, way)([prompt] if "batch" in way else prompt)
-        result = asyncio.run(result) if way.startswith("a") else result
-    return result[0] if "batch" in way else result
+    twin = Twin(way.startswith("a"))
+    if way.endswith("invoke"):
+        return twin.invoke(chain, prompt)
+    is_batch = way.endswith("batch")
+    (result,) = twin.batch(chain, [prompt]) if is_batch else twin.stream(chain, prompt)
+    return result
 
 
 @pytest.fixture
