@@ -554,7 +554,7 @@ class Route(Serializable):
                 return route
             # The SDK would parse the answer itself, and lose one that does not fit.
             return self._asking_natively(json_schema, {"strict": True, **asked})
-        except (NotImplementedError, TypeError, ValueError) as error:
+        except (LookupError, NotImplementedError, TypeError, ValueError) as error:
             asks = ", ".join(f"{option}={value!r}" for option, value in asked.items())
             msg = (
                 f"route {self.name!r} cannot honour {asks}: {error}; leave it out, so"

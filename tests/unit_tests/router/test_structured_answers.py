@@ -14,7 +14,7 @@ from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 from langchain_core.utils.json import parse_json_markdown
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, RootModel
 from pydantic.v1 import BaseModel as OldBaseModel
 
 from langchain_retryrouter import (
@@ -42,6 +42,10 @@ class Person(BaseModel):
 
     name: str
     born: int = Field(ge=0)
+
+
+class Numbers(RootModel[list[int]]):
+    """A schema that is no object, in which langchain-openai misses a key."""
 
 
 class PersonDict(TypedDict):
@@ -239,6 +243,7 @@ def test_a_class_of_pydantic_1_is_a_schema_too(env: Env) -> None:
         (None, {}, "only 'json_mode' goes without a schema"),
         (Person, {"method": "by_hand"}, "method must be one of 'auto'"),
         ({"type": "object"}, {}, "title"),
+        (Numbers, {"method": "json_schema"}, "cannot honour method='json_schema'"),
         (Person, {"tools": []}, "takes no 'tools'"),
     ],
     ids=str,
