@@ -114,11 +114,10 @@ def foreign_response_id(
     """Whether a `previous_response_id` is one that this reader cannot know."""
     if not reader.facts.is_account_bound:
         return True
-    fitting = _Fitting(reader, authors, is_strict=False)
     return any(
         isinstance(message, AIMessage)
         and message.response_metadata.get("id") == response_id
-        and fitting.author_of(message) is False
+        and _is_own(message, reader, authors) is False
         for message in messages
     )
 
@@ -132,6 +131,22 @@ def _is_plain(message: BaseMessage) -> bool:
         and not isinstance(message, ToolMessage | FunctionMessage)
         and not (isinstance(message, AIMessage) and message.tool_calls)
     )
+
+
+def _is_own(
+    message: AIMessage, reader: Reader, authors: Mapping[str, Reader]
+) -> bool | None:
+    """Whether the reader wrote an answer; None if its author is not known."""
+    log = message.response_metadata.get("retryrouter")
+    route = log.get("route") if isinstance(log, Mapping) else None
+    by = authors.get(route) if isinstance(route, str) else None
+    named = message.response_metadata.get("model_provider")
+    if isinstance(named, str) and family(named) != reader.provider:
+        return False
+    if by is None:
+        return True if isinstance(named, str) else None
+    # Packages that are made of langchain-openai may name OpenAI as the author.
+    return by.same_account(reader)
 
 
 class _Fitting:
@@ -157,7 +172,7 @@ class _Fitting:
             return
         message = self._with_name(message)
         if isinstance(message, AIMessage):
-            is_own = self.author_of(message)
+            is_own = _is_own(message, self._model, self._authors)
             answer = self._fit_answer(self._modern(message), is_own=is_own)
             if answer is None:
                 return
@@ -169,19 +184,6 @@ class _Fitting:
             if isinstance(message, ToolMessage):
                 message = self._ids.in_result(self._without_media(message))
         self.fitted.append(message)
-
-    def author_of(self, message: AIMessage) -> bool | None:
-        """Whether the reader wrote it; None if the author is not known."""
-        log = message.response_metadata.get("retryrouter")
-        route = log.get("route") if isinstance(log, Mapping) else None
-        by = self._authors.get(route) if isinstance(route, str) else None
-        named = message.response_metadata.get("model_provider")
-        if isinstance(named, str) and family(named) != self._reader:
-            return False
-        if by is None:
-            return True if named else None
-        # Packages that are made of langchain-openai may name OpenAI as the author.
-        return by.same_account(self._model)
 
     def _with_name(self, message: BaseMessage) -> BaseMessage:
         """The message with a name that OpenAI's pattern allows."""
