@@ -9,7 +9,6 @@ counts requests.
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import urllib3
+
+from tests.support.redis_server import free_port, wait
 
 KEY: Final = "sk-master-key-of-the-tests"
 INSTRUCT, CHAT = "instruct", "chat"
@@ -66,7 +67,7 @@ def running_proxy(provider_url: str, folder: Path) -> Iterator[Proxy]:
         raise RuntimeError(msg)
     config, log = folder / "config.json", folder / "log.txt"
     config.write_text(json.dumps(_config(provider_url)))
-    port = _free_port()
+    port = free_port()
     proxy = Proxy(f"http://127.0.0.1:{port}")
     options = ["--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
     with (
@@ -128,13 +129,6 @@ def _environment(home: Path) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 def _wait_until_ready(
     proxy: Proxy, process: subprocess.Popen[bytes], log: Path
 ) -> None:
@@ -144,7 +138,7 @@ def _wait_until_ready(
             with contextlib.suppress(urllib3.exceptions.HTTPError):
                 if pool.request("GET", f"{proxy.url}/health/readiness").status == 200:
                     return
-            time.sleep(_POLL_SECONDS)  # noqa: TID251 - another process has no FakeClock
+            wait(_POLL_SECONDS)
     said = log.read_text()[-_LOG_EXCERPT:]
     msg = f"LiteLLM's proxy did not start (exit code {process.poll()}):\n{said}"
     raise RuntimeError(msg)
