@@ -3,11 +3,10 @@
 import json
 from base64 import b64encode
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import openai
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI
@@ -23,6 +22,7 @@ from langchain_retryrouter.testing import (
     Status,
     Step,
 )
+from tests.support.models import chat_openai
 from tests.support.rule_responder import RuleResponder
 
 from .capabilities import GPTRouterSuite
@@ -157,16 +157,7 @@ class _TwoProviders(GPTRouterSuite):
     gateway: FaultyGateway
     provider: FaultyGateway
     clock: FakeClock
-    connections: tuple[Any, Any]
     fields: ClassVar[dict[str, Any]] = {}
-
-    @pytest.fixture(autouse=True)
-    async def _connections(self) -> AsyncIterator[None]:
-        """`ChatOpenAI` has no `close`, so the test closes its connections."""
-        self.connections = openai.DefaultHttpxClient(), openai.DefaultAsyncHttpxClient()
-        yield
-        self.connections[0].close()
-        await self.connections[1].aclose()
 
     @pytest.fixture(autouse=True)
     def _opened(self, fake_clock: FakeClock) -> Iterator[None]:
@@ -218,15 +209,9 @@ class _TwoProviders(GPTRouterSuite):
     @property
     def by_openai(self) -> ChatOpenAI:
         """A model over OpenAI's API."""
-        return ChatOpenAI(
-            model="gpt-4o",
-            profile={"audio_inputs": True},  # The scripted provider takes everything.
-            base_url=self.provider.openai_url,
-            api_key=SecretStr("any"),
-            stream_usage=True,
-            http_client=self.connections[0],
-            http_async_client=self.connections[1],
-        )
+        # The scripted provider takes everything.
+        profile = {"audio_inputs": True}
+        return chat_openai(self.provider, profile=profile, stream_usage=True)
 
 
 class TestHealthy(_TwoProviders):

@@ -39,18 +39,10 @@ _MAX_RETRIES: Final = 1
 _SILENCE: Final = 0.5  # Seconds that a silent provider is waited for.
 _PATIENCE: Final = 10.0  # Seconds for any other: the machine may be slow.
 # These are not repeated on their route.
-_AT_ONCE: Final = frozenset(
-    [
-        "timeout",
-        "quota",
-        "authentication",
-        "permission",
-        "not_found",
-        "context_overflow",
-        "invalid_request",
-        "content_filter",
-    ]
-)
+_AT_ONCE: Final = {
+    *("timeout", "quota", "authentication", "permission", "not_found"),
+    *("context_overflow", "invalid_request", "content_filter"),
+}
 
 
 @dataclass(frozen=True, slots=True)
