@@ -52,7 +52,7 @@ def test_an_answer_that_drips_ends_at_the_deadline(
     method: str,
 ) -> None:
     """An answer that comes byte by byte is limited as a whole, not read by read."""
-    gateway.always(Drip(seconds=0.02))
+    gateway.always(Drip(seconds=0.005))
     ends_in_time(lambda: getattr(twin, method)(new_hasty_llm(any_model), "hi"))
     if twin.is_async or method == "stream":
         gateway.wait_for(lambda g: g.open_connections == 0)
