@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     demo = commands.add_parser("demo", help="calls through real faults, without a key")
-    demo.set_defaults(run=lambda _: run_demo(Console()), needs_extra=True)
+    demo.set_defaults(run=_demo, needs_extra=True)
 
     gateway = commands.add_parser("gateway", help="run a gateway that fails on cue")
     gateway.add_argument("--port", type=int, default=0, help="0 for any free port")
@@ -182,6 +182,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     status.set_defaults(run=_status, needs_extra=True)
     return parser
+
+
+def _demo(_: argparse.Namespace) -> None:
+    os.environ.update(_ALONE)
+    run_demo(Console())
 
 
 def _run_gateway(arguments: argparse.Namespace) -> None:
@@ -364,6 +369,8 @@ _NO_KEY = SecretStr("no-key-needed")
 _POLICY = RetryPolicy(
     max_retries=4, initial_delay=0.3, max_delay=1.0, max_retry_after=5.0
 )
+# Neither the machine's proxy nor its traces have to do with the demo's gateway.
+_ALONE = {"no_proxy": "*", "NO_PROXY": "*", "LANGSMITH_TRACING_V2": "false"}
 _MODELS = [
     GPTRouterModel(name="gpt-4o", provider_name="chat_openai"),
     GPTRouterModel(name="claude-sonnet", provider_name="anthropic"),

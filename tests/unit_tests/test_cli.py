@@ -37,7 +37,13 @@ def test_the_demo(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each fault is a line, each call a row of the table; the last is a timeline."""
+    """Each fault is a line, each call a row of the table; the last is a timeline.
+
+    A proxy of the machine and its tracing are left aside.
+    """
+    machine = {"HTTP_PROXY": "http://127.0.0.1:1", "LANGSMITH_TRACING_V2": "true"}
+    for name, value in {**machine, "no_proxy": "", "NO_PROXY": ""}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("COLUMNS", "100")
     assert cli.main(["demo"]) == 0
     lines, calls, requests, rest = re.split(
