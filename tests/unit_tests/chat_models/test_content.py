@@ -25,7 +25,7 @@ from tests.support.models import chat_openai
 from tests.unit_tests.conftest import Twin
 
 from .conftest import WAYS, Env
-from .frames import END, event, event_stream, sum_of, update, whole
+from .frames import END, event, event_stream, update, whole
 
 PNG = "iVBORw0KGgo="
 PDF = "JVBERi0xLjQ="
@@ -333,21 +333,6 @@ def test_a_message_is_sent_otherwise_for_a_reason(env: Env, name: str) -> None:
     assert theirs != expected
 
 
-def test_calls_and_their_results_are_sent(env: Env) -> None:
-    """A tool call and the result that follows it are sent, streamed or not."""
-    history = [HumanMessage("hi"), AIMessage("", tool_calls=[CALL]), tool("42")]
-
-    env.invoke(env.llm(), history)
-    env.stream(env.llm(), history)
-
-    for request in env.gateway.requests:
-        assert request.parameters["messages"] == [
-            {"role": "user", "content": "hi"},
-            {"role": "assistant", "content": None, "tool_calls": [SENT_CALL]},
-            {"role": "tool", "tool_call_id": "call_0", "content": "42"},
-        ]
-
-
 @pytest.mark.parametrize(
     ("message", "told"),
     [
@@ -505,24 +490,6 @@ def test_each_chunk_has_its_blocks(env: Env) -> None:
         ("text", "lc_txt_0"),
     ]
     assert seen[-1]["annotations"] == ANNOTATIONS
-
-
-def test_a_v1_answer_can_be_sent_back(env: Env) -> None:
-    """An answer in v1 form goes out again as text and calls, without reasoning."""
-    env.gateway.script(STREAM)
-    answer = sum_of(env.stream(env.llm(output_version="v1"), "hi"))
-
-    env.invoke(env.llm(), [HumanMessage("hi"), answer])
-
-    assert env.gateway.requests[-1].parameters["messages"][1:] == [
-        {
-            "role": "assistant",
-            "content": "So it is.",
-            "tool_calls": [
-                {"id": "call_0", "type": "function", "function": CHUNKED_CALL}
-            ],
-        }
-    ]
 
 
 def test_a_stream_that_delivered_reasoning_is_not_retried(env: Env) -> None:
