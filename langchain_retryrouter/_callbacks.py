@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 AnyRunManager = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
 _RunManager = TypeVar(
     "_RunManager", CallbackManagerForLLMRun, AsyncCallbackManagerForLLMRun
@@ -97,9 +99,8 @@ class Notifier:
     def limiter_wait(self, wait: LimiterWait) -> None:
         """Send the handlers the custom event `rate_limit_wait`."""
         for single in _for_each_handler(self.run_manager):
-            event, facts = _as_event(single, wait)
             with _logged("on_custom_event"):
-                handle_event(*event, **facts)
+                _tell_wait(handle_event, single, wait)
 
 
 @dataclass(slots=True)
@@ -117,9 +118,8 @@ class AsyncNotifier:
     async def limiter_wait(self, wait: LimiterWait) -> None:
         """Send the handlers the custom event `rate_limit_wait`."""
         for single in _for_each_handler(self.run_manager):
-            event, facts = _as_event(single, wait)
             with _logged("on_custom_event"):
-                await ahandle_event(*event, **facts)
+                await _tell_wait(ahandle_event, single, wait)
 
 
 @contextlib.contextmanager
@@ -130,15 +130,15 @@ def _logged(method: str) -> Iterator[None]:
         logger.warning("A callback handler failed in %s", method, exc_info=True)
 
 
-def _as_event(
-    run_manager: AnyRunManager, wait: LimiterWait
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A wait as the arguments of `handle_event`."""
+def _tell_wait(
+    handle: Callable[..., T], run_manager: AnyRunManager, wait: LimiterWait
+) -> T:
+    """What LangChain's `handle_event` or `ahandle_event` makes of a wait."""
     data = {"limit": wait.limit.name, "route": wait.route, "seconds": wait.seconds}
     facts = {n: getattr(run_manager, n, None) for n in ("run_id", "tags", "metadata")}
     handlers = getattr(run_manager, "handlers", [])
-    event = (handlers, "on_custom_event", "ignore_custom_event", "rate_limit_wait")
-    return (*event, data), facts
+    event = ("on_custom_event", "ignore_custom_event", "rate_limit_wait")
+    return handle(handlers, *event, data, **facts)
 
 
 def observe_run(

@@ -181,11 +181,16 @@ class Limiter:
 
 
 def test_each_attempt_asks_the_limiter(engine: Engine) -> None:
-    """Without a deadline the limiter may block, once before each attempt."""
-    limiter, script = Limiter(GRANTED), Script(*failures(1), "hello")
-    assert engine.call(engine.context(rate_limiter=limiter), script) == "hello"
+    """Without a deadline the limiter may block, which makes no attempt a slow one."""
+    limiter = Limiter(GRANTED, when_asked=lambda: engine.clock.advance(60))
+    context, script = (
+        engine.context(rate_limiter=limiter),
+        Script(*failures(1), "hello"),
+    )
+    assert engine.call(context, script) == "hello"
     assert limiter.asked == [True, True]
     assert engine.clock.sleeps == [0.5]
+    assert [record.seconds for record in context.call_state.records] == [0, 0]
 
 
 @pytest.mark.parametrize("answer", [None, 0, 1, "now"])
@@ -286,11 +291,3 @@ def test_an_open_breaker_is_asked_before_the_limiter(engine: Engine) -> None:
     with pytest.raises(CircuitOpenError):
         engine.call(context, Script("not sent"))
     assert limiter.asked == []
-
-
-def test_the_limiters_wait_is_not_part_of_the_attempt(engine: Engine) -> None:
-    """The attempt log does not show it as a slow answer."""
-    limiter = Limiter(GRANTED, when_asked=lambda: engine.clock.advance(60))
-    context = engine.context(rate_limiter=limiter)
-    engine.call(context, Script("hello"))
-    assert [record.seconds for record in context.call_state.records] == [0]

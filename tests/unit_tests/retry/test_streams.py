@@ -44,22 +44,17 @@ def broken() -> APIConnectionError:
         [HEL, WHOLE],
         [HEL, WHOLE, USAGE, USAGE],
         [HEL, WHOLE, USAGE, CUT],
+        [HEL, WHOLE, USAGE, WHOLE, END],
         [ChunkInfo("Hello", is_token=True, is_end=True, is_last=True)],
     ],
 )
 def test_a_whole_stream_is_unchanged(engine: Engine, events: list[ChunkInfo]) -> None:
-    """Every event is handed over once, in order, and what follows the end too."""
-    source, context, recorder = Source(*events), engine.context(), engine.recorder()
+    """Every event is handed over once, in order, and the budget gets one token."""
+    source, recorder, budget = Source(*events), engine.recorder(), RetryBudget()
+    budget.spend()
+    context = engine.context(budget=budget)
     assert engine.stream(context, Script(source), recorder) == events
     assert (source.closed, recorder.states, outcomes(context)) == (1, [], ["ok"])
-
-
-def test_a_whole_stream_pays_in_once(engine: Engine) -> None:
-    """A success counts once, at the end, however many events follow it."""
-    budget = RetryBudget()
-    budget.spend()
-    source = Source(HEL, WHOLE, USAGE, WHOLE, END)
-    engine.stream(engine.context(budget=budget), Script(source))
     assert budget.tokens == 500 - 14 + 1
 
 

@@ -82,34 +82,25 @@ def test_the_worker_sees_the_callers_context_variables() -> None:
     assert all_events(stream) == ["mine"]
 
 
-def test_a_source_that_cannot_be_aborted_is_closed_later() -> None:
-    """Closing does not wait for a read under way; the worker closes the source."""
-    until = threading.Event()
-    source = GeneratorSource(numbers(until=until))
-    stream = ThreadedStream(lambda: source)
-    stream.next(LONG)
+@pytest.mark.parametrize("late", ["connection", "event"])
+def test_what_comes_after_the_limit_is_closed(late: str) -> None:
+    """Closing waits for nothing that is under way; the worker closes it later."""
+    may_come = threading.Event()
+    source = GeneratorSource(numbers(until=may_come))
+
+    def connect() -> GeneratorSource:
+        if late == "connection":
+            may_come.wait(LONG)
+        return source
+
+    stream = ThreadedStream(connect)
+    if late == "event":
+        stream.next(LONG)
     with pytest.raises(TimeLimitError):
         stream.next(0.01)
     stream.close()
     assert not source.was_closed.is_set()
-    until.set()
-    assert source.was_closed.wait(LONG)
-
-
-def test_a_connection_that_comes_too_late_is_closed() -> None:
-    """A stream that opens after its limit is closed, and its thread ends."""
-    may_connect = threading.Event()
-    source = GeneratorSource(numbers())
-
-    def connect() -> GeneratorSource:
-        may_connect.wait(LONG)
-        return source
-
-    stream = ThreadedStream(connect)
-    with pytest.raises(TimeLimitError):
-        stream.next(0.01)
-    stream.close()
-    may_connect.set()
+    may_come.set()
     assert source.was_closed.wait(LONG)
 
 
