@@ -2,11 +2,11 @@
 
 import asyncio
 import copy
-import functools
 import pickle
 import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +21,7 @@ from langchain_core.language_models.fake_chat_models import (
     ParrotFakeChatModel,
 )
 from langchain_core.runnables import ConfigurableField
-from langchain_openai import AzureChatOpenAI, ChatOpenAI
+from langchain_openai import AzureChatOpenAI
 from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, RetryPolicy, RetryRouter, Route
@@ -32,10 +32,6 @@ from .anthropic_wire import chat_anthropic
 from .attempts import WAYS, Way, error_of, router_of
 
 NewModel = Callable[[FaultyGateway], Any]
-
-
-def responses_api(gateway: FaultyGateway) -> ChatOpenAI:
-    return chat_openai(gateway, use_responses_api=True)
 
 
 def azure(gateway: FaultyGateway) -> AzureChatOpenAI:
@@ -53,23 +49,11 @@ def anthropic(gateway: FaultyGateway, **fields: Any) -> ChatAnthropic:
     return chat_anthropic(gateway, **{"max_retries": 3, **fields})
 
 
-def one_model(gateway: FaultyGateway, **fields: Any) -> GPTRouter:
-    return gpt_router(gateway, "gpt-4o", clock=FakeClock(), **fields)
+def gateway_list(gateway: FaultyGateway, *names: str, **fields: Any) -> GPTRouter:
+    return gpt_router(gateway, *(names or "ab"), clock=FakeClock(), **fields)
 
 
-def several_models(gateway: FaultyGateway, **fields: Any) -> GPTRouter:
-    return gpt_router(gateway, "a", "b", clock=FakeClock(), **fields)
-
-
-def without_failover(gateway: FaultyGateway) -> GPTRouter:
-    return several_models(gateway, failover=False)
-
-
-def given_up_after_one(gateway: FaultyGateway) -> GPTRouter:
-    return several_models(gateway, max_retries=0)
-
-
-new_router = functools.partial(router_of, retries=1)
+new_router = partial(router_of, retries=1)
 
 
 @pytest.fixture
@@ -84,30 +68,29 @@ def sick_gateway(faulty_gateway: FaultyGateway) -> FaultyGateway:
 # --- what can be switched off ---
 
 
+# How a model is made, the requests of one attempt, and what is switched off.
+ONCE: dict[str, tuple[NewModel, int, str]] = {
+    "openai": (chat_openai, 1, "max_retries=2"),
+    "responses": (partial(chat_openai, use_responses_api=True), 1, "max_retries=2"),
+    "azure": (azure, 1, "max_retries=4"),
+    "anthropic": (anthropic, 1, "max_retries=3"),
+    "one model": (lambda gateway: gateway_list(gateway, "a"), 1, "max_retries=4"),
+    "a list": (gateway_list, 2, "max_retries=4"),
+    "no failover": (partial(gateway_list, failover=False), 1, "max_retries=4"),
+    # A list that was to be given up after one model is given up after one.
+    "given up": (partial(gateway_list, max_retries=0), 1, ""),
+}
+
+
 @pytest.mark.parametrize("way", WAYS, ids=str)
-@pytest.mark.parametrize(
-    ("new_model", "of_one_attempt", "disabled"),
-    [
-        (chat_openai, 1, "max_retries=2"),
-        (responses_api, 1, "max_retries=2"),
-        (azure, 1, "max_retries=4"),
-        (anthropic, 1, "max_retries=3"),
-        (one_model, 1, "max_retries=4"),
-        (without_failover, 1, "max_retries=4"),
-        (several_models, 2, "max_retries=4"),
-        # A list that was to be given up after one model is given up after one.
-        (given_up_after_one, 1, ""),
-    ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
-)
+@pytest.mark.parametrize("name", ONCE)
 def test_a_sick_provider_gets_the_routers_requests_alone(
     sick_gateway: FaultyGateway,
-    new_model: NewModel,
-    of_one_attempt: int,
-    disabled: str,
+    name: str,
     way: Way,
 ) -> None:
     """A 503 for ever costs `max_retries + 1` requests, as `explain` says."""
+    new_model, of_one_attempt, disabled = ONCE[name]
     router = new_router(new_model(sick_gateway))
     error = error_of(way, router)
     assert getattr(error, "attempts", None) == 2
@@ -169,8 +152,8 @@ def test_an_openai_route_uses_the_models_connections(
 
 def test_the_gateway_is_told_not_to_repeat(sick_gateway: FaultyGateway) -> None:
     """The gateway's own three retries, its default where we have none, are off."""
-    model = one_model(sick_gateway, max_retries=0, gateway_max_retries=2)
-    error_of(WAYS[0], new_router(model, one_model(sick_gateway)))
+    model = gateway_list(sick_gateway, "a", max_retries=0, gateway_max_retries=2)
+    error_of(WAYS[0], new_router(model, gateway_list(sick_gateway, "a")))
     told = [request.json["maxRetries"] for request in sick_gateway.requests]
     assert told == [0, 0, 0, 0]
 

@@ -3,7 +3,6 @@
 import logging
 import pickle
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from pydantic import SecretStr
 
 from langchain_retryrouter import (
     CircuitBreaker,
+    GPTRouter,
     RateLimitError,
     RetryPolicy,
     RetryRouter,
@@ -367,54 +367,30 @@ def secrets_of(routes: list[Route], name: str) -> list[str]:
     return [v.get_secret_value() if isinstance(v, SecretStr) else v for v in values]
 
 
-def new_openai() -> ChatOpenAI:
-    return ChatOpenAI(model="gpt-4o", api_key=SecretStr("k"), temperature=0.5)
-
-
-def new_azure() -> AzureChatOpenAI:
-    return AzureChatOpenAI(
-        azure_deployment="gpt-5",
-        api_key=SecretStr("k"),
-        azure_endpoint="https://east.example.com",
-        api_version="2025-01-01",
-        temperature=0.5,
-    )
-
-
-def new_anthropic() -> ChatAnthropic:
-    return ChatAnthropic(
-        model_name="claude",
-        api_key=SecretStr("k"),
-        temperature=0.5,
-        timeout=5,
-        stop=None,
-    )
+AZURE = {"azure_endpoint": "https://east.example.com", "api_version": "2025-01-01"}
+GATEWAY = {"models_priority_list": [{"name": "gpt-4o", "provider_name": "openai"}]}
 
 
 @pytest.mark.parametrize(
-    ("make", "key", "url"),
+    ("cls", "fields", "key", "url"),
     [
-        (new_openai, "openai_api_key", "openai_api_base"),
-        (new_azure, "openai_api_key", "azure_endpoint"),
-        (new_anthropic, "anthropic_api_key", "anthropic_api_url"),
-        (
-            lambda: gpt_router(UNUSED, "a", temperature=0.5),
-            "gpt_router_api_key",
-            "gpt_router_api_base",
-        ),
+        (ChatOpenAI, {"model": "gpt-4o"}, "openai_api_key", "openai_api_base"),
+        (AzureChatOpenAI, AZURE, "openai_api_key", "azure_endpoint"),
+        (ChatAnthropic, {"model": "m"}, "anthropic_api_key", "anthropic_api_url"),
+        (GPTRouter, GATEWAY, "gpt_router_api_key", "gpt_router_api_base"),
     ],
-    ids=["openai", "azure", "anthropic", "gptrouter"],
 )
 def test_models_are_made_again_for_each_key_and_address(
-    make: Callable[[], Any], key: str, url: str
+    cls: Any, fields: dict[str, Any], key: str, url: str
 ) -> None:
     """The new models keep all other settings, and their clients have the new key."""
+    model = cls(**{"api_key": "k", "temperature": 0.5, **fields})
     urls = ["https://one.example.com/v1", "https://two.example.com/v1"]
-    routes = Route.pool(make(), api_keys=["one-key", "two-key"], base_urls=urls)
+    routes = Route.pool(model, api_keys=["one-key", "two-key"], base_urls=urls)
     assert secrets_of(routes, key) == ["one-key", "two-key"]
     assert secrets_of(routes, url) == urls
-    assert {getattr(route.model, "temperature", 0.5) for route in routes} == {0.5}
-    assert secrets_of(Route.pool(make(), base_urls=urls), url) == urls
+    assert {vars(route.model)["temperature"] for route in routes} == {0.5}
+    assert secrets_of(Route.pool(model, base_urls=urls), url) == urls
 
 
 def test_a_string_makes_a_pool() -> None:
