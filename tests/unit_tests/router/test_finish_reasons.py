@@ -1,6 +1,7 @@
 """Which answers are whole, empty, refused or cut, and when a stream is committed."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -350,57 +351,44 @@ def test_a_route_is_committed_by_content(way: Way, first: AIMessageChunk) -> Non
 # --- what an end is ---
 
 
-@streaming
-@pytest.mark.parametrize(
-    ("step", "text"),
-    [
-        (Answer(), STUB_TEXT),
-        (MissingDone(), STUB_TEXT),
-        (Answer(text="", tool_calls=(ToolCall("f", "{}", id="call_1"),)), ""),
-    ],
-    ids=repr,
-)
-def test_a_finish_reason_ends_a_stream_of_chat_openai(
-    way: Way, step: Step, text: str
-) -> None:
-    """With the reason the stream is whole, without `[DONE]` or a text as well."""
-    with FaultyGateway() as gateway:
-        gateway.script(step)
-        assert text_of(way, router_of(chat_openai(gateway), BACKUP)) == text
-
-
 class OwnModel(ChatOpenAI):
     """A user's own subclass."""
 
 
-@streaming
-@pytest.mark.parametrize("cls", [ChatOpenAI, OwnModel])
-def test_a_clean_end_without_a_reason_is_a_cut(way: Way, cls: Any) -> None:
-    """ChatOpenAI, and what is made of it, names a reason in every whole stream."""
-    with FaultyGateway() as gateway:
-        gateway.script(Truncate(after=3))
-        with pytest.raises(StreamInterruptedError) as caught:
-            raise error_of(way, router_of(chat_openai(gateway, cls=cls), BACKUP))
-    assert STUB_TEXT.startswith(caught.value.delivered)
+CALLS = Answer(text="", tool_calls=(ToolCall("f", "{}", id="call_1"),))
+CLAUDES = after_the_beginning(TEXT + END)
+ENDS: list[tuple[Any, Step, str, bool]] = [
+    (chat_openai, Answer(), STUB_TEXT, True),
+    (chat_openai, MissingDone(), STUB_TEXT, True),
+    (chat_openai, CALLS, "", True),
+    (chat_openai, Truncate(after=3), STUB_TEXT, False),
+    (partial(chat_openai, cls=OwnModel), Truncate(after=3), STUB_TEXT, False),
+    # Anthropic's is whole when its `message_delta` has come.
+    (chat_anthropic, CLAUDES, "Hello.", True),
+    (partial(chat_anthropic, stream_usage=False), CLAUDES, "Hello.", True),
+    (chat_anthropic, after_the_beginning(TEXT), "Hello.", False),
+]
 
 
 @streaming
-@pytest.mark.parametrize("has_usage", [True, False])
-@pytest.mark.parametrize("is_whole", [True, False])
-def test_a_cut_stream_of_chat_anthropic_is_known(
-    way: Way, *, is_whole: bool, has_usage: bool
+@pytest.mark.parametrize(("make", "step", "text", "is_whole"), ENDS)
+def test_a_finish_reason_ends_a_stream(
+    way: Way, make: Any, step: Step, text: str, is_whole: bool
 ) -> None:
-    """A stream of Anthropic's is whole when its `message_delta` has come."""
+    """With it a stream needs no `[DONE]`, nor a text; without it a clean end is a cut.
+
+    So for `ChatOpenAI`, what is made of it, and `ChatAnthropic`.
+    """
     with FaultyGateway() as gateway:
-        gateway.script(after_the_beginning(TEXT + END if is_whole else TEXT))
-        model = chat_anthropic(gateway)
-        model.stream_usage = has_usage
-        router = router_of(model)
+        router = router_of(make(gateway), BACKUP)
+        gateway.script(step)
         if is_whole:
-            assert text_of(way, router) == "Hello."
-        elif has_usage:
-            with pytest.raises(StreamInterruptedError):
+            assert text_of(way, router) == text
+        else:
+            with pytest.raises(StreamInterruptedError) as caught:
                 raise error_of(way, router)
+            assert caught.value.delivered
+            assert text.startswith(caught.value.delivered)
 
 
 def fake_of(package: str, chunks: list[Any], **fields: Any) -> Any:
