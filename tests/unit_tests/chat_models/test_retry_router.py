@@ -432,26 +432,6 @@ def test_the_losers_connection_is_closed(pair: Pair) -> None:
 # --- memory ---
 
 
-def test_a_route_that_is_down_is_left_alone(pair: Pair) -> None:
-    """Once its breaker is open a route gets a probe now and then, then all again."""
-    pair.primary.always(Status(503))
-    settings = {"failure_threshold": 3, "recovery_time": 30, "recovery_jitter": 0.0}
-    router = pair.router(breaker_settings=settings)
-
-    for _ in range(5):
-        pair.twin.invoke(router, "hi")
-    assert pair.asked() == (3 + 3 + 1, 5)
-
-    pair.clock.advance(31)
-    pair.twin.invoke(router, "hi")
-    assert pair.asked() == (8, 6)
-
-    pair.clock.advance(31)
-    pair.primary.always(Answer())
-    answers = [pair.twin.invoke(router, "hi") for _ in range(2)]
-    assert [told(answer) for answer in answers] == [[("first", "ok")]] * 2
-
-
 class Timed(FakeListChatModel):
     """A model whose answers take their time, on the test's clock."""
 

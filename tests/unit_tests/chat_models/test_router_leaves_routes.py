@@ -365,17 +365,36 @@ def test_one_prompt_opens_no_breaker(pair: Pair, fault: Any) -> None:
 
 
 @both_ways
-@pytest.mark.parametrize("fault", [Status(500), Status(503)], ids=["500", "503"])
-def test_an_outage_opens_the_breaker(pair: Pair, fault: Status) -> None:
-    """Different prompts that fail are an outage, and so is a 503 for any prompt."""
+@pytest.mark.parametrize(
+    ("fault", "kind", "prompts"),
+    [
+        (Status(500), "server_error", ["one", "two", "three"]),
+        (Status(503), "unavailable", ["hi"] * 3),
+    ],
+    ids=["500", "503"],
+)
+def test_an_outage_opens_the_breaker(
+    pair: Pair, fault: Status, kind: str, prompts: list[str]
+) -> None:
+    """Different prompts that fail are an outage, and so is a 503 for any prompt.
+
+    Then the route gets a probe now and then, and all calls after one that was answered.
+    """
     pair.primary.always(fault)
     router = pair.router()
-    prompts = ["hi"] * 3 if fault == Status(503) else ["one", "two", "three"]
+    skipped = [("first", "circuit_open"), ("second", "ok")]
 
     for prompt in prompts:
         assert told(pair.ask(router, prompt))[-1] == ("second", "ok")
 
-    assert told(pair.ask(router, "hi")) == [("first", "circuit_open"), ("second", "ok")]
+    assert told(pair.ask(router, "hi")) == skipped
+    pair.clock.advance(31)
+    assert told(pair.ask(router, "hi")) == [("first", kind), ("second", "ok")]
+    assert told(pair.ask(router, "hi")) == skipped
+    pair.clock.advance(31)
+    pair.primary.always(Answer(TEXT))
+    for _ in range(2):
+        assert told(pair.ask(router, "hi")) == [("first", "ok")]
 
 
 @both_ways
