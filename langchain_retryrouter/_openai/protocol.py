@@ -231,7 +231,7 @@ def _text_of(choice: Any) -> str:
     if isinstance(said, list):  # Of reasoning models: parts, some of which are texts.
         parts = [part if isinstance(part, str) else get(part, "text") for part in said]
         return "".join(part for part in parts if isinstance(part, str))
-    return str(said)
+    return said if isinstance(said, str) else ""
 
 
 def _is_repeated(choice: Any) -> bool:

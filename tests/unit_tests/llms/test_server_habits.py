@@ -208,12 +208,17 @@ def test_a_reason_in_every_chunk_is_not_an_end(every: Env, first: Any) -> None:
     assert outcomes(result.llm_output["retryrouter"]) == ["ok"]
 
 
-def test_a_cut_after_an_early_end_is_a_cut(every: Env) -> None:
-    """Once an end was taken back, a broken connection is an error."""
-    chunks = [{"choices": [choice(text, "stop")]} for text in ("one ", "two ")]
+def unfinished(*texts: str, close: bool) -> Raw:
+    """A stream that names a reason with each text, and never comes to its end."""
+    chunks = [{"choices": [choice(text, "stop")]} for text in texts]
     body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
     head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
-    every.gateway.script(Raw(f"{head}content-length: 9999\r\n\r\n{body}".encode()))
+    return Raw(f"{head}content-length: 9999\r\n\r\n{body}".encode(), close=close)
+
+
+def test_a_cut_after_an_early_end_is_a_cut(every: Env) -> None:
+    """Once an end was taken back, a broken connection is an error."""
+    every.gateway.script(unfinished("one ", "two ", close=True))
     with pytest.raises(errors.StreamInterruptedError) as caught:
         every.stream(every.new(), "hi")
     assert caught.value.delivered == "one two "
@@ -221,9 +226,7 @@ def test_a_cut_after_an_early_end_is_a_cut(every: Env) -> None:
 
 def test_silence_after_an_early_end_is_no_end(every: Env) -> None:
     """A reason that comes with the first token may be early: more may follow it."""
-    event = f"data: {json.dumps({'choices': [choice('one ', 'stop')]})}\n\n"
-    head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
-    step = Raw(f"{head}content-length: 9999\r\n\r\n{event}".encode(), close=False)
+    step = unfinished("one ", close=False)
     every.gateway.script(step, streamed(choice("one", "stop")))
     llm = every.new(retry_policy=RetryPolicy(stall_timeout=0.1), clock=SYSTEM_CLOCK)
     with pytest.raises(errors.StreamInterruptedError) as caught:
