@@ -668,7 +668,7 @@ def to_config(router: BaseModel, routes: Sequence[Route]) -> dict[str, Any]:
         if other.prepared("").identity != route.identity:  # It was replaced since.
             config.problem((), f"the model of {route.name!r} is not the config's")
     config.check()
-    return data
+    return {name: _plain(value) for name, value in data.items()}
 
 
 def _fields_of(
@@ -691,8 +691,6 @@ def _fields_of(
                 given = {"budget", "router", getattr(made, "scope", "")}
                 if value.get("name") in given:
                     del value["name"]
-        elif name == "failover_on" and isinstance(value, Mapping):
-            value = {k: str(v) for k, v in value.items()}
         elif name == "breaker_settings":
             value = False if value is None else dict(value)
         if name in _OBJECTS or not _is_data(value):
@@ -749,6 +747,20 @@ def _source_of(config: _Config, model: Any, place: Place) -> dict[str, Any]:
 
 def _default(field: FieldInfo) -> Any:
     return field.get_default(call_default_factory=True, validated_data={})
+
+
+def _plain(value: Any) -> Any:
+    """The same data in Python's own types: writers of YAML take no others."""
+    if isinstance(value, Mapping):
+        return {_plain(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [*map(_plain, value)]
+    if isinstance(value, str):
+        return str.__str__(value)
+    for kind in (bool, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
 
 
 def _is_data(value: Any) -> bool:

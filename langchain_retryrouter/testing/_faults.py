@@ -24,7 +24,6 @@ HeaderFields: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 # Behind the first byte of a character of several bytes.
 _FIRST_BYTE = re.compile(rb"(?<=[\xc0-\xff])")
 _LINE = re.compile(r"[^\r\n\u0100-\U0010ffff]*")
-_NAME_AND_VALUE = 2
 
 
 class _Fault(wire.Step):
@@ -51,8 +50,8 @@ class _Fault(wire.Step):
             pairs = given.items() if isinstance(given, Mapping) else given
             headers = tuple(map(tuple, pairs))
             for pair in headers:
-                fits = [isinstance(one, str) and _LINE.fullmatch(one) for one in pair]
-                if len(fits) != _NAME_AND_VALUE or not all(fits):
+                is_pair = [isinstance(one, str) for one in pair] == [True, True]
+                if not is_pair or not _LINE.fullmatch("".join(pair)):
                     msg = (
                         f"{type(self).__name__}: {pair!r} is no header field: give a"
                         " name and a value, which are texts of one line in Latin-1"

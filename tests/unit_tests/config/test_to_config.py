@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from langchain_anthropic import ChatAnthropic
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.load import dumpd, dumps, load, loads
@@ -55,6 +57,10 @@ def rated(**fields: Any) -> Route:
     return Route(input_price=2.0, output_price=8.0, **fields)
 
 
+class Seed(IntEnum):
+    FIRST = 1
+
+
 ROUTERS: dict[str, Callable[[], dict[str, Any]]] = {
     "plain": lambda: {"routes": [openai(), claude()]},
     "strings": lambda: {"routes": ["openai:gpt-4o", "anthropic:claude-opus-5"]},
@@ -84,6 +90,10 @@ ROUTERS: dict[str, Callable[[], dict[str, Any]]] = {
         "tags": ["a"],
         "metadata": {"team": "b"},
     },
+    "enumerations": lambda: {
+        "routes": [openai().bind(seed=Seed.FIRST)],
+        "failover_on": [{"quota": "raise"}, {FailureKind.LENGTH: FailureAction.RETRY}],
+    },
     "no breakers": lambda: {"routes": [openai()], "breaker_settings": None},
     "limits": lambda: {
         "routes": [rated(model=openai(), rate_limit=RateLimit(requests_per_minute=60))],
@@ -97,9 +107,10 @@ ROUTERS: dict[str, Callable[[], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("row", ROUTERS)
 def test_what_is_written_makes_an_equal_router(row: str) -> None:
-    """As JSON, too; and its config is the same again."""
+    """As JSON and as YAML, too; and its config is the same again."""
     router = RetryRouter(**ROUTERS[row]())
     config = json.loads(json.dumps(router.to_config()))
+    assert yaml.safe_load(yaml.safe_dump(router.to_config())) == config
     assert KEY not in str(config)
     again = RetryRouter.from_config(config)
     assert again.to_config() == config
@@ -178,8 +189,7 @@ def test_where_a_store_is_is_written_again(monkeypatch: pytest.MonkeyPatch) -> N
     assert "password" not in str(refused.value)
 
 
-# The fields, what `to_config` says, and whether `dumps` cannot write them either.
-# What `dumps` cannot write either.
+# What `to_config` says of fields that `dumps` cannot write either.
 LOST: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("accept: is not data", lambda: {"accept": bool}),
     ("clock: is not data", lambda: {"clock": FakeClock()}),
