@@ -139,19 +139,28 @@ def process_name() -> str:
 
 
 _numbers: Final = itertools.count()
-_forkable: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+_locked: Final[weakref.WeakSet[Locked]] = weakref.WeakSet()
 
 
-def watch_forks(one: Any) -> None:
-    """Have `one.forked()` called in each child of a fork, as long as it is alive.
+class Locked:
+    """An object with a lock; in the child of a fork it is a new one."""
 
-    It makes new locks, and forgets what the parent has under way.
-    """
-    _forkable.add(one)
+    def __init__(self) -> None:
+        """Make the lock, and another one in each child of a fork."""
+        # Reentrant: the garbage collector may run a finalizer in between.
+        self._lock = threading.RLock()
+        _locked.add(self)
+
+    def forked(self) -> None:
+        """This is the child of a fork: a thread of the parent may have had the lock.
+
+        Subclasses forget what the parent has under way.
+        """
+        self._lock = threading.RLock()
 
 
 def _forked() -> None:
-    for one in list(_forkable):
+    for one in list(_locked):
         one.forked()
 
 
@@ -171,11 +180,10 @@ class OneForAll:
         return self
 
 
-class Shareable(OneForAll):
+class Shareable(OneForAll, Locked):
     """An object that models share, and over a store all objects of its name.
 
-    A class calls `_use` at the end of its `__init__`, since a store may answer at
-    once. Its `forked` makes what the child of a fork cannot take over.
+    A class calls `_use` at the end of its `__init__`, since a store may answer at once.
     """
 
     _operation: ClassVar[Operation]
@@ -183,15 +191,10 @@ class Shareable(OneForAll):
 
     def __init__(self, name: str) -> None:
         """Not shared over a store so far."""
+        super().__init__()
         self.name = name
         self.number = next(_numbers)  # Tells it from others of its name here.
         self._store: Store | None = None
-        self._renew()
-
-    def _renew(self) -> None:
-        # Reentrant: the garbage collector may close an abandoned wait in between.
-        self._lock = threading.RLock()
-        watch_forks(self)
 
     def _use(self, store: Store | None) -> None:
         """Use the store that was given, if there is one.
@@ -259,10 +262,6 @@ class Shareable(OneForAll):
 
     def learned(self, reply: Reply) -> None:
         """Take note of what any process has announced; called by the store."""
-
-    def forked(self) -> None:
-        """This is the child of a fork: a thread of the parent may have had the lock."""
-        self._renew()
 
 
 # --- what operations have in common ---------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._shared import (
     SPEND,
+    Locked,
     Reply,
     Shareable,
     Store,
@@ -354,7 +355,7 @@ class SpendLimit(Shareable):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore them."""
         vars(self).update(state)
-        self._renew()
+        Locked.__init__(self)
         if self._store is not None:
             self._store.watch(self)
 

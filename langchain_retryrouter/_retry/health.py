@@ -7,14 +7,13 @@ statuses and times, and never a key, a prompt or a provider's sentence.
 from __future__ import annotations
 
 import statistics
-import threading
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_retryrouter._retry.clock import Clock
-from langchain_retryrouter._shared import OneForAll, watch_forks
+from langchain_retryrouter._shared import Locked, OneForAll
 from langchain_retryrouter.circuit_breaker import BreakerState, CircuitBreaker
 from langchain_retryrouter.failures import Failure, FailureKind
 
@@ -28,13 +27,12 @@ MENDED_BY_HAND: Final = frozenset(
 """Failures that no wait mends, and that no breaker counts."""
 
 
-class RouteHealth(OneForAll):
+class RouteHealth(OneForAll, Locked):
     """The latest attempts on one route, of all calls; thread-safe."""
 
     def __init__(self) -> None:
         """No attempt so far."""
-        self._lock = threading.Lock()
-        watch_forks(self)
+        super().__init__()
         self._seconds: deque[float] = deque(maxlen=_LATEST)
         self._mean = 0.0
         self._counts = {True: 0, False: 0}
@@ -93,10 +91,6 @@ class RouteHealth(OneForAll):
             if seconds
             else None,
         }
-
-    def forked(self) -> None:
-        """This is the child of a fork: a thread of the parent may have had the lock."""
-        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process starts afresh."""

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 from langchain_retryrouter._retry.clock import new_rng
-from langchain_retryrouter._shared import OneForAll, watch_forks
+from langchain_retryrouter._shared import Locked, OneForAll
 
 _MEMORY: Final = 60.0
 # As long as providers keep a prompt in their caches at most, unless they are paid for.
@@ -25,15 +24,14 @@ _MOVED_FOR: Final = 3_600.0
 _MOST_MOVED: Final = 10_000
 
 
-class Strategy:
+class Strategy(Locked):
     """The order of the list: the first route, unless it fails."""
 
     def __init__(self, weights: Sequence[float], seed: int | None = None) -> None:
         """For as many routes as there are weights."""
+        super().__init__()
         self._weights, self._count = weights, len(weights)
         self._random = new_rng(seed)
-        self.lock = threading.Lock()
-        watch_forks(self)
 
     def order(self, now: float) -> list[int]:
         """All routes, in the order in which they are to be asked at the time `now`."""
@@ -43,10 +41,6 @@ class Strategy:
     def measured(self, route: int, seconds: float, now: float) -> None:
         """Most strategies do not use measured times."""
 
-    def forked(self) -> None:
-        """This is the child of a fork: a thread of the parent may have had the lock."""
-        self.lock = threading.Lock()
-
 
 class _RoundRobin(Strategy):
     """Each call begins one route further down the list."""
@@ -55,7 +49,7 @@ class _RoundRobin(Strategy):
 
     def order(self, now: float) -> list[int]:
         del now
-        with self.lock:
+        with self._lock:
             first = self._first
             self._first = (first + 1) % self._count
         return [*range(first, self._count), *range(first)]
@@ -71,7 +65,7 @@ class _Weighted(Strategy):
 
     def order(self, now: float) -> list[int]:
         del now
-        with self.lock:
+        with self._lock:
             chances = [self._random() for _ in self._weights]
         keys = [
             (False, -math.log1p(-random) / weight) if weight else (True, 0.0)
@@ -101,7 +95,7 @@ class _LeastLatency(Strategy):
         self._stamps = [0.0] * self._count
 
     def order(self, now: float) -> list[int]:
-        with self.lock:
+        with self._lock:
             costs = [
                 cost * self._left(route, now) for route, cost in enumerate(self._costs)
             ]
@@ -118,7 +112,7 @@ class _LeastLatency(Strategy):
         return [first, *ranked]
 
     def measured(self, route: int, seconds: float, now: float) -> None:
-        with self.lock:
+        with self._lock:
             left = self._left(route, now)
             faded = self._costs[route] * left
             self._costs[route] = (
@@ -146,7 +140,7 @@ class _Balanced(_Weighted):
 
     def lead(self, routes: Sequence[int]) -> int:
         """The route that leads among those given."""
-        with self.lock:
+        with self._lock:
             for route in routes:
                 self._gains[route] += self._weights[route]
             leader = max(routes, key=self._gains.__getitem__)
@@ -176,7 +170,7 @@ class RoutePlace(NamedTuple):
     weight: float
 
 
-class RouteOrder(OneForAll):
+class RouteOrder(OneForAll, Locked):
     """The order of a call: by tiers, and within them by conversation or by strategy."""
 
     def __init__(
@@ -193,6 +187,7 @@ class RouteOrder(OneForAll):
         Raises:
             ValueError: All weights are 0.
         """
+        super().__init__()
         self._made = functools.partial(
             RouteOrder,
             places,
@@ -242,7 +237,7 @@ class RouteOrder(OneForAll):
     def served(self, conversation: bytes, route: int, now: float) -> None:
         """Remember the route of a conversation that is not on its first one."""
         home = self._home(now, lambda _: False, conversation)[0]
-        with self.strategy.lock:
+        with self._lock:
             self._moved.pop(conversation, None)
             if route != home:
                 self._moved[conversation] = (route, now + _MOVED_FOR)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import weakref
 from collections import defaultdict
@@ -11,20 +10,20 @@ from typing import Any, Final
 
 from langchain_retryrouter._shared import (
     Clock,
+    Locked,
     OneForAll,
     Operation,
     Record,
     Reply,
     Shareable,
     process_name,
-    watch_forks,
 )
 from langchain_retryrouter.stores import KEPT, Scope, call_listener, read_scope
 
 _BEGIN: Final = 1_000_000_000  # Milliseconds: no time is near 0, where records begin.
 
 
-class MemoryStore(OneForAll):
+class MemoryStore(OneForAll, Locked):
     """Shares breakers, budgets and limits of the same name within this process.
 
     For several models of one provider in one process, and for tests: it decides by the
@@ -40,6 +39,7 @@ class MemoryStore(OneForAll):
 
     def __init__(self, *, clock: Clock | None = None) -> None:
         """The store starts empty."""
+        super().__init__()
         self._monotonic = clock.monotonic if clock is not None else time.monotonic
         self.process = process_name()
         self._records = defaultdict[tuple[str, str], Record](dict)
@@ -48,12 +48,6 @@ class MemoryStore(OneForAll):
             weakref.WeakSet
         )
         self._refresh_at = 0.0
-        self.forked()
-        watch_forks(self)
-
-    def forked(self) -> None:
-        """This is the child of a fork: a thread of the parent may have had the lock."""
-        self._lock = threading.RLock()
 
     def wake(self) -> None:
         """Ask all that is shared what it has to send, once a second."""

@@ -27,12 +27,12 @@ from typing import Any, Final, NamedTuple
 from langchain_retryrouter._shared import (
     LUA_COMMON,
     NAMES,
+    Locked,
     OneForAll,
     Operation,
     Reply,
     Shareable,
     process_name,
-    watch_forks,
 )
 from langchain_retryrouter.stores import KEPT, Scope, call_listener, read_scope
 
@@ -197,10 +197,11 @@ def script(operation: Operation) -> tuple[str, str]:
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
-class _Lane:
+class _Lane(Locked):
     """The threads and connections to one address in this process."""
 
     def __init__(self, address: _Address, namespace: str) -> None:
+        super().__init__()
         self.address = self._given = address
         self.namespace = namespace
         # The braces put all keys into one slot of a cluster, and so on one node.
@@ -209,11 +210,10 @@ class _Lane:
         self.handles: set[int] = set()  # The stores that are open.
         self._watched = defaultdict[str, weakref.WeakSet[Shareable]](weakref.WeakSet)
         self.forked()
-        watch_forks(self)
 
     def forked(self) -> None:
         """This is the child of a fork, where the threads are not, or a new lane."""
-        self._lock = threading.RLock()  # A finalizer may run anywhere.
+        super().forked()
         self.process = process_name()
         self.is_up = True
         self.is_running = self._is_late = False

@@ -62,7 +62,7 @@ from langchain_retryrouter.testing import (
 from tests.support import models
 from tests.support.interleavings import script_args, with_time
 from tests.unit_tests.conftest import Twin
-from tests.unit_tests.stores.conftest import eventually, stores_of
+from tests.unit_tests.stores.conftest import SilentStore, eventually, stores_of
 
 ASKED, ANSWERED = 11, 5  # The tokens that the gateway counts.
 COST = (ASKED * 100 + ANSWERED * 1000) / 1_000_000
@@ -837,21 +837,20 @@ def taken(store: RedisStore) -> float:
     return float(scopes[0].facts["taken"]) if scopes else 0.0
 
 
-@pytest.mark.parametrize("is_silent", [False, True])
-def test_a_store_that_does_nothing_leaves_each_process_its_share(
-    *, is_silent: bool
-) -> None:
-    """One that refuses all, as a replica does, and one whose thread hangs."""
+class RefusingStore(SilentStore):
+    """Refuses all, as a replica does."""
 
-    class Idle(MemoryStore):
-        def submit(self, *args: Any) -> bool:
-            if not is_silent:
-                args[3](None)
-            return True
+    def submit(self, *args: Any) -> bool:
+        args[3](None)
+        return True
 
+
+@pytest.mark.parametrize("cls", [RefusingStore, SilentStore])
+def test_a_store_that_does_nothing_leaves_each_process_its_share(cls: Any) -> None:
+    """It does what it can do without its store, at once or when it has waited."""
     clock = FakeClock()
-    limit = SpendLimit(10, name="x", store=Idle(clock=clock), clock=clock)
-    if is_silent:
+    limit = SpendLimit(10, name="x", store=cls(clock=clock), clock=clock)
+    if cls is SilentStore:
         assert isinstance(limit.reserve(Price(6, 6)), Refusal)
         clock.advance(1)
     assert isinstance(limit.reserve(Price(6, 6)), SpendReservation)

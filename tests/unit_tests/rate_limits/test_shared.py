@@ -16,6 +16,7 @@ from langchain_retryrouter.testing import FakeClock, FaultyGateway
 from tests.promises.harness import limited_fleet, run
 from tests.support.interleavings import script_args, with_time
 from tests.support.models import chat_openai
+from tests.unit_tests.stores.conftest import SilentStore
 
 from .conftest import ONE, admitted
 
@@ -74,14 +75,9 @@ def test_a_limit_of_requests_alone_has_many_in_flight(
 
 def test_the_first_call_does_not_wait_for_the_store(clock: FakeClock) -> None:
     """A process begins with one request, and pays for it later; but not if strict."""
-
-    class Silent(MemoryStore):
-        def submit(self, *_: Any) -> bool:
-            return True  # The reply never comes.
-
     for strict in (False, True):
         numbers = {"requests_per_minute": 60, "strict": strict}
-        admitted(shared(Silent(clock=clock), clock, **numbers))
+        admitted(shared(SilentStore(clock=clock), clock, **numbers))
         assert (clock.sleeps != []) == strict
 
 
