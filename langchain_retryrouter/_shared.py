@@ -139,7 +139,12 @@ def process_name() -> str:
 
 
 _numbers: Final = itertools.count()
-_locked: Final[weakref.WeakSet[Locked]] = weakref.WeakSet()
+_forkable: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+
+
+def watch_forks(one: Any) -> None:
+    """Have `one.forked()` called in each child of a fork, as long as it is alive."""
+    _forkable.add(one)
 
 
 class Locked:
@@ -149,7 +154,7 @@ class Locked:
         """Make the lock, and another one in each child of a fork."""
         # Reentrant: the garbage collector may run a finalizer in between.
         self._lock = threading.RLock()
-        _locked.add(self)
+        watch_forks(self)
 
     def forked(self) -> None:
         """This is the child of a fork: a thread of the parent may have had the lock.
@@ -160,7 +165,7 @@ class Locked:
 
 
 def _forked() -> None:
-    for one in list(_locked):
+    for one in list(_forkable):
         one.forked()
 
 
