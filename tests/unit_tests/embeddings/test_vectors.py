@@ -310,7 +310,6 @@ def test_one_failed_chunk_ends_the_others(env: Env) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
-        ("gpt_router_api_key", "sk-secret\n", "strip it"),
         ("endpoint", "v3", "'v1' or 'v2'"),
         ("chunk_size", 0, "greater than or equal to 1"),
         ("chunk_size", 2049, "less than or equal to 2048"),
