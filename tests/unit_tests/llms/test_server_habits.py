@@ -17,7 +17,6 @@ from langchain_retryrouter import (
     errors,
 )
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
-from langchain_retryrouter.llms import openai as module
 from langchain_retryrouter.testing import STUB_TEXT, Answer, Body, Raw
 from tests.unit_tests.conftest import Twin
 
@@ -239,19 +238,32 @@ def test_silence_after_an_early_end_is_no_end(every: Env) -> None:
 
 
 @pytest.mark.parametrize("cls", [OpenAI, OpenAIChat])
+@pytest.mark.parametrize("wraps", [False, True])
 def test_instrumentation_sees_every_call(
-    env: Env, cls: Any, monkeypatch: pytest.MonkeyPatch, streaming: bool
+    env: Env, cls: Any, monkeypatch: pytest.MonkeyPatch, streaming: bool, wraps: bool
 ) -> None:
-    """A wrapper around the SDK's `create` sees each attempt of a call."""
+    """A wrapper around the SDK's `create` sees each attempt of a call.
+
+    It may return the SDK's objects, or wrap its streams.
+    """
     path = openai.resources.chat.completions if cls is OpenAIChat else None
     home: Any = path or openai.resources.completions
     owner = home.AsyncCompletions if env.is_async else home.Completions
     create = owner.create
     seen: list[dict[str, Any]] = []
 
+    async def awrap(answer: Any) -> Any:
+        answer = await answer
+        return (chunk async for chunk in answer) if streaming else answer.parse()
+
     def wrapper(self: Any, **kwargs: Any) -> Any:
         seen.append(kwargs)
-        return create(self, **kwargs)
+        answer = create(self, **kwargs)
+        if not wraps:
+            return answer
+        if env.is_async:
+            return awrap(answer)
+        return (chunk for chunk in answer) if streaming else answer.parse()
 
     llm = env.new(cls, streaming=streaming)
     env.invoke(llm, "hi")  # Before there is a wrapper.
@@ -260,30 +272,6 @@ def test_instrumentation_sees_every_call(
     assert env.invoke(llm, "hi") == STUB_TEXT
     assert len(seen) == 2
     assert {kwargs.get("stream", False) for kwargs in seen} == {streaming}
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_wrapped_answers_are_read(
-    env: Env, monkeypatch: pytest.MonkeyPatch, stream: bool
-) -> None:
-    """Instrumentation may return the SDK's objects, or wrap its streams."""
-    home: Any = openai.resources.completions
-    create, acreate = home.Completions.create, home.AsyncCompletions.create
-
-    def wrapper(self: Any, **kwargs: Any) -> Any:
-        answer = create(self, **kwargs)
-        return (chunk for chunk in answer) if stream else answer.parse()
-
-    async def awrapper(self: Any, **kwargs: Any) -> Any:
-        answer = await acreate(self, **kwargs)
-        return (chunk async for chunk in answer) if stream else answer.parse()
-
-    monkeypatch.setattr(home.Completions, "create", wrapper)
-    monkeypatch.setattr(home.AsyncCompletions, "create", awrapper)
-    llm = env.new(max_retries=0)
-    found = env.complete(module, llm, model="m", prompt="hi", stream=stream)
-    said = found if stream else [found]
-    assert "".join(one.choices[0].text for one in said) == STUB_TEXT
 
 
 # --- odd parts of a good answer ---
