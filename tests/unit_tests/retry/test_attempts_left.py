@@ -144,3 +144,19 @@ def test_a_wait_that_is_too_long_is_not_left_out(
     assert asked <= count * (1 + clock.monotonic() // 6) + count - 1
     assert clock.monotonic() >= 6
     assert deadline is not None or asked == count * 10
+
+
+@pytest.mark.parametrize("failover_on", [{}, {"unavailable": "failover"}])
+def test_a_caller_does_not_repeat_the_retries_of_a_single_route(
+    twin: Twin, failover_on: Any
+) -> None:
+    """Whatever the rule says of a next route, where there is none."""
+    router = RetryRouter(
+        routes=[ScriptedModel(script=("503",) * 9)],
+        failover_on=failover_on,
+        retry_policy=RetryPolicy(max_retries=1),
+        clock=FakeClock(),
+    )
+    with pytest.raises(UnavailableError) as raised:
+        twin.invoke(router, "hi")
+    assert (raised.value.attempts, raised.value.is_retryable) == (2, False)
