@@ -198,7 +198,6 @@ class BrokenLimiter(BaseRateLimiter):
 def test_a_bug_keeps_no_permit(twin: Twin, bug: str, method: str) -> None:
     """What a function of the caller raises leaves the call, which holds nothing."""
     limit = RateLimit(max_concurrency=1)
-    slow = FakeListChatModel(responses=["hello"], sleep=0.1)
     if bug == "listener of a breaker":
         clock = FakeClock()
 
@@ -209,10 +208,12 @@ def test_a_bug_keeps_no_permit(twin: Twin, bug: str, method: str) -> None:
         breaker = CircuitBreaker(clock=clock, on_state_change=listen)
         breaker.open_for(1)
         clock.advance(1)
-        routes = [Route(model=slow, breaker=breaker, rate_limit=limit)]
+        model = FakeListChatModel(responses=["hello"])
+        routes = [Route(model=model, breaker=breaker, rate_limit=limit)]
     else:
         method, limiter = "stream", BrokenLimiter()
         broken = FakeListChatModel(responses=["hello"], rate_limiter=limiter)
+        slow = FakeListChatModel(responses=["hello"], sleep=1.0)
         routes = [Route(model=slow), Route(model=broken, rate_limit=limit)]
     router = RetryRouter(routes=routes, hedge_after=0.01)
     with pytest.raises(KeyError):

@@ -22,6 +22,7 @@ from langchain_retryrouter._retry.timeouts import (
 )
 from langchain_retryrouter.testing import (
     Answer,
+    FakeClock,
     FaultyGateway,
     Silence,
     Stall,
@@ -138,22 +139,40 @@ def test_a_process_forks_and_ends(script: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=LONG)
 
 
+class HeldClock(FakeClock):
+    """A clock whose waits last until they may end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_end = threading.Event()
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        self.may_end.wait(LONG)
+
+
 @pytest.mark.parametrize("step", [Silence(LONG), Status(503)], ids=["silence", "503"])
 def test_ctrl_c_does_not_wait_for_requests_in_threads(step: Step) -> None:
     """A call that sends several prompts at once ends at once, and retries none."""
-    began, before = time.monotonic(), signal.getsignal(signal.SIGALRM)
-    policy = RetryPolicy(initial_delay=0.5, jitter=False)
+    clock, began = HeldClock(), time.monotonic()
+    waits = 3 if isinstance(step, Status) else 0
+
+    def interrupt(gateway: FaultyGateway) -> None:
+        gateway.wait_for(
+            lambda _: len(gateway.requests) == 4 and len(clock.sleeps) == waits
+        )
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
     with FaultyGateway() as gateway:
         key, url = SecretStr("any"), gateway.openai_url
-        model = OpenAIChat(base_url=url, api_key=key, retry_policy=policy)
+        model = OpenAIChat(base_url=url, api_key=key, clock=clock)
         model.invoke("first, since it reads files")
         gateway.always(step)
-        signal.signal(signal.SIGALRM, signal.default_int_handler)
-        signal.setitimer(signal.ITIMER_REAL, 0.25)
+        threading.Thread(target=interrupt, args=[gateway]).start()
         with pytest.raises(KeyboardInterrupt):
             model.generate(["one", "two", "three"])
-        signal.signal(signal.SIGALRM, before)
-        threading.Event().wait(0.5)
+        clock.may_end.set()
+        threading.Event().wait(0.3)
         assert len(gateway.requests) == 4
     assert time.monotonic() - began < LONG / 2
 
@@ -171,18 +190,18 @@ def test_a_call_inside_of_an_attempt_that_is_given_up_sends_nothing_more(
             first_token_timeout=seconds,
             stall_timeout=seconds,
         )
-        for seconds in (0.1, math.inf)
+        for seconds in (0.5, math.inf)
     )
     with FaultyGateway() as silent, FaultyGateway() as other:
         silent.always(step)
         inner = RetryRouter(
-            routes=[gpt_router(silent, "m", timeout=0.3), gpt_router(other, "m")],
+            routes=[gpt_router(silent, "m"), gpt_router(other, "m")],
             retry_policy=none,
             stream_recovery="continue",
         )
         with pytest.raises(RetryRouterError):
             list(getattr(RetryRouter(routes=[inner], retry_policy=short), method)("hi"))
-        threading.Event().wait(0.5)
+        threading.Event().wait(0.3)
         assert (len(silent.requests), len(other.requests)) == (1, 0)
 
 

@@ -184,7 +184,7 @@ def test_a_route_that_ran_out_of_time_counts_as_slow(
         routes=[silent, FakeListChatModel(responses=["hello"])],
         strategy="least_latency",
         seed=1,
-        retry_policy=RetryPolicy(attempt_timeout=0.1),
+        retry_policy=RetryPolicy(attempt_timeout=0.5),
         clock=clock,
     )
     assert [twin.invoke(router, "hi").text for _ in range(20)] == ["hello"] * 20
