@@ -164,8 +164,10 @@ def _call(id_: str | None, name: str | None, arguments: str | None) -> dict[str,
 def _answer_parts(block: str | dict[Any, Any]) -> list[dict[str, Any]]:
     """A block of a model's answer; nothing if only its provider understands it."""
     kind = "text" if isinstance(block, str) else block.get("type")
-    if kind in {"text", "refusal"}:
-        text = block if isinstance(block, str) else block.get(kind)
+    # Bedrock's text has no type; `output_text` is that of OpenAI's Responses.
+    if kind in {"text", "refusal", "output_text", None}:
+        name = "refusal" if kind == "refusal" else "text"
+        text = block if isinstance(block, str) else block.get(name)
         return [{"type": "text", "text": text}] if text else []
     if kind not in _CONVERTED:
         return []

@@ -306,6 +306,11 @@ OTHERWISE: dict[str, tuple[BaseMessage, list[dict[str, Any]], str]] = {
         answer("I will not."),
         "The gateway's providers take text.",
     ),
+    "text without its type": (
+        ai({"text": "So "}, {"type": "output_text", "text": "be it.", "id": "m"}),
+        answer("So be it."),
+        "The model's words would be lost.",
+    ),
     "spoken answer": (
         AIMessage("", additional_kwargs={"audio": {"id": "a", "transcript": "hello"}}),
         answer("hello"),
