@@ -103,6 +103,7 @@ class _Config:
         """
         self._problems: list[tuple[int, str, Place]] = []
         self.shared: dict[Any, tuple[Any, Any]] = {}  # Objects, by their names.
+        self.from_variables: set[str] = set()  # Texts that no message shows.
         self._lines: dict[tuple[str, ...], int] = {}
         self.name = "the config"
         if isinstance(source, Mapping):
@@ -177,10 +178,11 @@ class _Config:
     def noting(
         self, place: Place, at: Place, secrets: Iterable[str] = ()
     ) -> Iterator[None]:
-        """Note what is raised inside as problems, without the secrets.
+        """Note what is raised inside as problems, without the secrets and variables.
 
         Fields are looked for below `place`; other problems are `at` another one.
         """
+        hidden = {*secrets, *self.from_variables}
         try:
             yield
         except ValidationError as error:
@@ -194,7 +196,7 @@ class _Config:
                     if not known:
                         break
                     here = known[0]
-                text = redact_text(secrets, one["msg"]).removeprefix("Value error, ")
+                text = redact_text(hidden, one["msg"]).removeprefix("Value error, ")
                 if here == place and one["loc"]:
                     text = f"{'.'.join(map(str, one['loc']))}: {text}"
                 self.problem(here, text)
@@ -202,7 +204,7 @@ class _Config:
             if isinstance(error, ImportError):
                 error.msg = f"{self.name}: {_written(at)}: {error}"
                 raise
-            text = redact_text(secrets, str(error))
+            text = redact_text(hidden, str(error))
             if type(error) not in {ValueError, TypeError}:
                 text = f"{type(error).__name__}: {text}"
             self.problem(at, text)
@@ -462,6 +464,7 @@ def _route_table(
         given["source"] = {n: v for n, v in table.items() if n in _SOURCE}
     else:
         given = {"model": table}
+        _refuse_secrets(config, table, (*place, "model"))
         if isinstance(table, str):
             given["source"] = {"model": table}
     params, at = given.pop("params", {}), (*place, "params")
@@ -532,7 +535,7 @@ def _build(
 ) -> Any:
     """An object of a table of its arguments."""
     known = set(inspect.signature(cls).parameters) - {"clock", "store"}
-    named = (cls, table.get("name"))
+    named = (cls, str(table.get("name") or ""))
     if named[1] and named in config.shared:
         same, made = config.shared[named]
         if same != table:
@@ -590,6 +593,8 @@ def _check_params(
 def _variable(config: _Config, name: Any, place: Place) -> str:
     value = os.environ.get(name) if isinstance(name, str) else None
     if value:
+        if len(value) >= SHORTEST_SECRET:
+            config.from_variables.add(value)
         return value
     if isinstance(name, str) and re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
         config.problem(place, f"the environment variable {name} is not set")
