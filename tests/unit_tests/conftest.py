@@ -145,9 +145,9 @@ def clock(fake_clock: FakeClock) -> FakeClock:
     return fake_clock
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def no_blocking_calls() -> Iterator[BlockBuster]:
-    """Fail a test whose coroutine calls `time.sleep` or reads a socket."""
+    """Fail each test whose coroutine calls `time.sleep` or reads a socket."""
     with blockbuster_ctx() as blockbuster:
         if coverage.Coverage.current() is not None:
             # `make coverage` takes a lock of its own in any line, in no function.
