@@ -20,7 +20,7 @@ from langchain_retryrouter.stores import RedisStore
 from langchain_retryrouter.testing import FaultyGateway, Status
 from tests.support.models import chat_openai
 from tests.support.redis_server import RedisServer
-from tests.unit_tests.stores.conftest import eventually
+from tests.unit_tests.stores.conftest import eventually, states
 
 # Python does not turn SIGINT into an exception where its parent ignores the signal.
 _CODE = (
@@ -28,13 +28,12 @@ _CODE = (
     "from langchain_retryrouter.cli import main; sys.exit(main())"
 )
 _PROGRAM = [sys.executable, "-c", _CODE]
-_WIDE = {"COLUMNS": "200", "NO_COLOR": "1"}
 
 
 @pytest.fixture(autouse=True)
 def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in _WIDE.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
 
 
 def _status(url: str, *options: str) -> int:
@@ -57,7 +56,7 @@ def test_status_shows_what_all_processes_share(redis_server: RedisServer) -> Non
         closed = CircuitBreaker(name="other", store=store)
         assert not closed.is_open
         # What the store's thread sends arrives a little later.
-        eventually(lambda: len(store.snapshot()) == 3)
+        eventually(lambda: "open" in states(store) and len(store.snapshot()) == 3)
         shown = subprocess.run(
             [*_PROGRAM, "status", "--store", redis_server.url],
             stdout=subprocess.PIPE,
