@@ -23,7 +23,7 @@ settings.load_profile("tests")
 
 @pytest.fixture(scope="session", autouse=True)
 def frozen_modules() -> None:
-    """Leave modules and tests out of garbage collections: each takes 0.5 s with them."""
+    """Leave modules and tests out of garbage collections: they take 0.5 s of each."""
     gc.collect()
     gc.freeze()
 
