@@ -306,7 +306,9 @@ def _parsed(data: Any) -> Any:
         with contextlib.suppress(ValueError):
             return _json.read(data)
         if len(data) <= _LONGEST_TEXT:  # A dict's `repr`, as some integrations raise.
-            with contextlib.suppress(ValueError, SyntaxError, MemoryError):
+            with contextlib.suppress(
+                ValueError, SyntaxError, MemoryError, RecursionError
+            ):
                 return ast.literal_eval(data)
     dump = safe_getattr(data, "model_dump")
     if callable(dump) and not isinstance(data, type):
@@ -323,7 +325,7 @@ def _is_error(body: Any) -> bool:
     has_payload = not PAYLOADS.isdisjoint(body)
     if body.get("error") or (body.get("errors") and not has_payload):
         return True
-    if body.get("type") in {"error", "response.failed"}:
+    if body.get("type") in ("error", "response.failed"):
         return True
     if body.get("object") == "error":
         return True
@@ -437,17 +439,20 @@ def _shorten(text: str, length: int) -> str:
 def _pairs(headers: Any) -> list[tuple[str, str]]:
     """The headers of any HTTP library as pairs of texts."""
     items = safe_getattr(headers, "multi_items") or safe_getattr(headers, "items")
-    pairs: Iterable[Any] = items() if callable(items) else headers or ()
-    return [
-        (
-            name.decode("latin-1") if isinstance(name, bytes) else name,
-            value.decode("latin-1") if isinstance(value, bytes) else str(value),
-        )
-        for name, value in pairs
-        if isinstance(name, str | bytes)
-        and name
-        and isinstance(value, str | bytes | int | float)
-    ]
+    pairs: Any = items() if callable(items) else headers
+    found = []
+    for pair in pairs if isinstance(pairs, Iterable) else ():
+        match pair:
+            case [
+                str() | bytes() as name,
+                str() | bytes() | int() | float() as value,
+            ] if name:
+                found.append((_latin(name), _latin(value)))
+    return found
+
+
+def _latin(value: str | bytes | float) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
 # --- What is in an exception --------------------------------------------------------

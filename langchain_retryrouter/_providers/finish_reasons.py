@@ -39,7 +39,7 @@ _REASON_FIELDS: Final = (
 # Most chunks of a stream have none of these.
 _TELLING_FIELDS: Final = frozenset({*_REASON_FIELDS, "object", "prompt_feedback"})
 # The final states of OpenAI's Responses API that come with an answer.
-_FINAL_STATES: Final = frozenset({"completed", "incomplete"})
+_FINAL_STATES: Final = ("completed", "incomplete")
 # "Not yet", as Alibaba, Python, IBM and Google say it.
 _NO_REASON: Final = ("null", "none", "not_finished", "unspecified")
 # By the words of a reason in lower case, so that it holds for providers that are not

@@ -209,7 +209,7 @@ class _Fitting:
         ):
             return message
         args = None
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(TypeError, ValueError):
             args = json.loads(legacy.get("arguments") or "{}")
         if not isinstance(args, dict):
             return message

@@ -605,9 +605,9 @@ def read_tool_choice(choice: Any) -> Any:
     if not isinstance(choice, Mapping):
         return choice
     kind = choice.get("type")
-    if kind in _CHOICES:
+    if isinstance(kind, str) and kind in _CHOICES:
         return _CHOICES[kind]
-    if kind in {None, "function", "tool"}:
+    if kind in (None, "function", "tool"):
         inner = choice.get("function") or choice.get("tool") or choice
         if isinstance(inner, Mapping) and isinstance(inner.get("name"), str):
             return inner["name"]

@@ -354,6 +354,8 @@ SHAPES: list[tuple[Exception, FailureKind, dict[str, Any]]] = [
     (ValueError("Error from x: {'error': {'code': 'overloaded'}}"), K.UNAVAILABLE, {}),
     (classed("ApiError", status_code="401"), K.AUTHENTICATION, {"status_code": 401}),
     (classed("ApiError", http_status=404), K.NOT_FOUND, {"status_code": 404}),
+    (classed("ApiError", status_code=429, headers="none"), K.RATE_LIMIT, {}),
+    (classed("ApiError", status=503, headers=[("a",), 1]), K.UNAVAILABLE, {}),
     (
         classed("ApiError", response=SimpleNamespace(status=429, headers=WAIT)),
         K.RATE_LIMIT,
@@ -375,6 +377,12 @@ SHAPES: list[tuple[Exception, FailureKind, dict[str, Any]]] = [
         plain(Exception("OpenRouterError"), status_code=400, body=REPORT),
         K.CONTEXT_OVERFLOW,
         {"message": "Error code: 400 - maximum context length"},
+    ),
+    # Python's reader of literals has a limit.
+    (
+        plain(Exception("no"), status_code=400, body="{'a': " + "-" * 5_000 + "1}"),
+        K.INVALID_REQUEST,
+        {"status_code": 400},
     ),
     # A name says more than a 400.
     (plain(Exception("No."), status_code=400, body=NOT_ALLOWED), K.PERMISSION, {}),

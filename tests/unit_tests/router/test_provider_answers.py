@@ -4,8 +4,11 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from langchain_retryrouter._providers.errors import read_event
+from langchain_retryrouter import FailureKind
+from langchain_retryrouter._providers.errors import read_event, read_response
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.testing import Body, FaultyGateway, Status
 from tests.support.models import chat_openai
@@ -48,6 +51,25 @@ def test_an_error_is_found_inside_lists(entry: dict[str, Any]) -> None:
         report = read_event(data, "error")
         assert report is not None
         assert report.kind == entry["kind"]
+
+
+facts = st.sampled_from(["error", "type", "code", "status", "message", "details"])
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+
+
+@given(
+    st.recursive(
+        scalars,
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(facts, inner, max_size=4)
+        ),
+    ),
+    st.sampled_from([None, 200, 302, 400, 429, 500]),
+)
+def test_no_body_makes_the_reader_fail(body: Any, status: int | None) -> None:
+    """Whatever stands where a name or a sentence is expected, there is a kind."""
+    assert read_response(status, {}, body).kind in FailureKind
+    read_event(body)
 
 
 @pytest.mark.parametrize("way", WAYS[1::2], ids=str)
