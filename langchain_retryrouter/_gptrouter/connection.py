@@ -36,7 +36,7 @@ from langchain_retryrouter._retry.call_log import Subject
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext
-from langchain_retryrouter._retry.limits import limits_of
+from langchain_retryrouter._retry.limits import call_limits
 from langchain_retryrouter._shared import name_hash
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
 from langchain_retryrouter.errors import refuse_bool, shown
@@ -330,7 +330,7 @@ class GatewayConnection(ClosedByWith, Serializable):
 def retry_context(
     connection: GatewayConnection,
     describe: Callable[[int], Subject],
-    size: Callable[[], Size],
+    size: Callable[[int], Size],
     **hooks: Any,
 ) -> RetryContext:
     """How one call is retried: by the connection's fields, and by what it asks.
@@ -340,13 +340,14 @@ def retry_context(
     retries = connection.max_retries
     # A copy whose fields were changed may have a `max_retries` that the policy denies.
     given = retries if "max_retries" in connection.model_fields_set else None
+    limit = connection.rate_limit
     call_state = CallState(
         resolve_policy(connection.retry_policy, given, retries),
         budget=connection.budget,
         breaker=connection.breaker,
         time=connection.clock or SYSTEM_CLOCK,
         describe=describe,
-        limits=limits_of(connection.rate_limit, size),
+        limits=None if limit is None else call_limits([[limit]], size),
     )
     family = _gptrouter.errors.GPT_ROUTER_ERRORS
     return RetryContext(call_state, errors=family, **hooks)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from langchain_retryrouter._prices import (
     Prices,
@@ -27,8 +26,6 @@ from langchain_retryrouter.rate_limits import Reservation
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_NOTHING: Final = contextlib.nullcontext()
 
 
 @dataclass(slots=True)
@@ -237,10 +234,8 @@ class CallLog:
             guarded(observer.ended, error)
         self.cost_of = None  # It holds the call.
 
-    def attach(self, number: int | None = None) -> AbstractContextManager[object]:
+    def attach(self, number: int | None = None) -> contextlib.ExitStack:
         """Make an attempt, or else the latest, current in a `with` block."""
-        if not (self.observers or self.held_by):
-            return _NOTHING
         number = self.attempts if number is None else number
         undo = contextlib.ExitStack()
         for observer in self.observers:

@@ -157,7 +157,7 @@ class RetryController:
     def __init__(self, context: RetryContext, *, is_stream: bool) -> None:
         self.context = context
         self.call_state = context.call_state
-        self._is_stream = is_stream
+        self.is_stream = is_stream
         self._last_error: RetryRouterError | None = None
         self._may_have_run = False  # What any failed attempt says.
         self._is_over = False
@@ -187,7 +187,7 @@ class RetryController:
             refusal = state.admit(self.context.route())
             if refusal is None:
                 self._turn_at = None
-                timeout = state.attempt_timeout(is_stream=self._is_stream)
+                timeout = state.attempt_timeout(is_stream=self.is_stream)
                 return Attempt(state.attempts, timeout, state.header_reader())
             wait = state.wait_after(refusal)
             if not wait:
@@ -369,11 +369,6 @@ class RetryController:
         """Make no further attempt: the thread that asked waits for none."""
         self._is_over = True
 
-    def answered(self) -> None:
-        """The attempt has its answer; that of a stream is not over yet."""
-        if not self._is_stream:
-            self.call_state.succeeded(is_over=True)
-
     def begin_wait(self, seconds: float) -> None:
         """A wait begins, unless a slow listener used up the time for it."""
         if self.call_state.deadline_exceeded() and self._last_error is not None:
@@ -419,7 +414,7 @@ class RetryController:
 
     def timed_out(self, attempt: Attempt) -> RetryRouterError:
         """The error for an attempt that exceeded its own limit."""
-        missing = "first token" if self._is_stream else "answer"
+        missing = "first token" if self.is_stream else "answer"
         return self.context.errors[FailureKind.TIMEOUT](
             f"no {missing} within {attempt.timeout or 0.0:.3g} s"
         )
@@ -506,6 +501,8 @@ def call(
         attempt = begin(controller, notify)
 
         def send_attached() -> T:
+            if not (state.observers or state.held_by):
+                return send(attempt)
             with state.attach(attempt.number):
                 return send(attempt)
 
@@ -517,7 +514,8 @@ def call(
             raise controller.timed_out(attempt) from error
 
     result = run(controller, attempt, notify)
-    context.end()
+    if context.ends_call:
+        state.end(None)
     return result
 
 
@@ -572,7 +570,8 @@ def run(
     )
     try:
         result = retrying(attempt)
-        controller.answered()
+        if not controller.is_stream:
+            controller.call_state.succeeded(is_over=True)
     except BaseException as error:
         controller.finalize_error(error)
         controller.context.end(error)
@@ -607,7 +606,8 @@ async def arun(
     )
     try:
         result: T = await retrying(attempt)
-        controller.answered()
+        if not controller.is_stream:
+            controller.call_state.succeeded(is_over=True)
     except BaseException as error:
         controller.finalize_error(error)
         await controller.context.aend(error)

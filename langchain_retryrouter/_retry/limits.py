@@ -111,8 +111,3 @@ def call_limits(
     # The attempt around this code has waited for them, and does not see the headers.
     heard = [[one for one in {*limits} & held if one.adaptive] for limits in routes]
     return CallLimits(asked, heard, size) if any(asked + heard) else None
-
-
-def limits_of(limit: RateLimit | None, size: Callable[[], Size]) -> CallLimits | None:
-    """The rate limits of a call to one endpoint; `size` is asked if it counts."""
-    return call_limits([[limit]] if limit else [[]], lambda _: size())

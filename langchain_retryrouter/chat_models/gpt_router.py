@@ -595,7 +595,7 @@ class _GatewayCall:
         self._never_streams = bool(params.functions) and not self._streams_inside
         self._may_stream_inside = asks_for_one and not self._never_streams
 
-    def _size(self) -> Size:
+    def _size(self, _position: int) -> Size:
         names = ("messages", "prompt", "tools", "functions")
         prompt = approximate_tokens([self._options.get(name) for name in names])
         most = self._options.get("max_tokens")

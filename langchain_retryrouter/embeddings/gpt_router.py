@@ -193,7 +193,7 @@ class _ChunkCall:
         self.context = connection.retry_context(
             embeddings,
             self.describe,
-            lambda: Size(approximate_tokens(texts), 0),
+            lambda _: Size(approximate_tokens(texts), 0),
             route=self.route,
             on_failure=self.on_failure,
         )

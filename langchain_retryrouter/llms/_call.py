@@ -18,7 +18,7 @@ from langchain_retryrouter._retry import engine
 from langchain_retryrouter._retry.call_log import Subject
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
-from langchain_retryrouter._retry.limits import limits_of
+from langchain_retryrouter._retry.limits import call_limits
 from langchain_retryrouter.llms._connection import OpenAIConnection
 from langchain_retryrouter.policy import resolve_policy
 from langchain_retryrouter.rate_limits import Size, approximate_tokens
@@ -41,6 +41,7 @@ class Call:
         clock = llm.clock or SYSTEM_CLOCK
         policy = _resolve_policy(llm.retry_policy, llm.max_retries)
         route = str(request.get("model") or llm.model_name)  # Any JSON is sent.
+        limit, size = llm.rate_limit, lambda _: _size_of(request)
         operation = "chat" if "messages" in request else "text_completion"
         provider = "azure" if hasattr(llm, "azure_endpoint") else "openai"
         subject = Subject(operation, provider, route)
@@ -50,7 +51,7 @@ class Call:
             breaker=llm.breaker,
             time=clock,
             describe=lambda _: subject,
-            limits=limits_of(llm.rate_limit, functools.partial(_size_of, request)),
+            limits=None if limit is None else call_limits([[limit]], size),
         )
         if load_list():
             prices = listed_prices(route, provider, llm.openai_api_base)
