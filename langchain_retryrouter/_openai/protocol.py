@@ -143,15 +143,19 @@ def checked_answer(answer: Any, request: Mapping[str, Any]) -> Any:
     document = plain(answer)
     if not isinstance(document, dict | list | str | int | float | None):
         return answer  # A raw response, or the user's own class.
-    _raise_reported(document)
-    if not isinstance(document, dict):
-        _raise_malformed(f"an answer that is not a JSON object: {_excerpt(document)}")
     choices, expected = _choices_of(document), expected_choices(request)
-    if len(choices) != expected:
-        found = len(choices) if isinstance(document.get("choices"), list) else "no"
-        _raise_malformed(f"an answer with {found} choices, {expected} expected")
-    if not all(_is_choice(choice, "text", "message") for choice in choices):
+    is_whole = all(_is_choice(choice, "text", "message") for choice in choices)
+    is_whole = is_whole and len(choices) == expected
+    if not is_whole or any(get(one, "error") for one in (document, *choices)):
+        _raise_reported(document)
+        if not isinstance(document, dict):
+            what = f"an answer that is not a JSON object: {_excerpt(document)}"
+            _raise_malformed(what)
+        if len(choices) != expected:
+            found = len(choices) if isinstance(document.get("choices"), list) else "no"
+            _raise_malformed(f"an answer with {found} choices, {expected} expected")
         _raise_malformed(f"a choice without a text: {_excerpt(choices)}")
+    _raise_failed(choices)
     return answer
 
 
@@ -184,7 +188,12 @@ def _raise_reported(document: Any, event: str = "message") -> None:
     """Raise the error that an answer or event reports, if it reports one."""
     if (report := read_event(document, event)) is not None:
         raise report.to_error(OPENAI_ERRORS)
-    for choice in _choices_of(document):
+    _raise_failed(_choices_of(document))
+
+
+def _raise_failed(choices: list[Any]) -> None:
+    """Raise what the finish reason of a choice says against it, if it does."""
+    for choice in choices:
         reason = get(choice, "finish_reason")
         if _has_failed(reason):
             message = f"the provider ended the answer with finish_reason {reason!r}"

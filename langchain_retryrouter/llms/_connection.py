@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, ClassVar, Final, Literal, Self
 
-from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.utils import get_pydantic_field_names
@@ -360,13 +359,6 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
         kept = (*_CLIENTS, *_HTTP_CLIENTS, "rate_limiter", "clock")
         shared = {id(thing := getattr(self, name)): thing for name in kept}
         return super().__deepcopy__({**shared, **(memo or {})})
-
-    def _get_ls_params(
-        self, stop: list[str] | None = None, **kwargs: Any
-    ) -> LangSmithParams:
-        params = super()._get_ls_params(stop=stop, **kwargs)
-        params["ls_provider"] = "openai"
-        return params
 
     def get_token_ids(self, text: str) -> list[int]:
         """The tokens of `text`, as tiktoken counts them for the model.

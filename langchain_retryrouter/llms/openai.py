@@ -195,6 +195,13 @@ class OpenAILLM(OpenAIConnection):
     def _identifying_params(self) -> Mapping[str, Any]:
         return {"model_name": self.model_name, **self._default_params}
 
+    def _get_ls_params(
+        self, stop: list[str] | None = None, **kwargs: Any
+    ) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        params["ls_provider"] = "openai"
+        return params
+
     def _params(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters of a call; an option of None takes the model's own out."""
         params = {**self._invocation_params, **options}
