@@ -174,13 +174,15 @@ class RecordedRequest:
     @cached_property
     def streaming(self) -> bool:
         """Whether a stream was asked for; GPTRouter takes the text `"true"` too."""
-        return self.payload.get("stream") in {True, "true"}
+        stream = self.payload.get("stream")
+        return stream is True or stream == "true"
 
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The messages that are JSON objects, in their order."""
         given = self.parameters.get("messages")
-        return [m for m in given if isinstance(m, dict)] if given else []
+        messages = given if isinstance(given, list) else []
+        return [one for one in messages if isinstance(one, dict)]
 
     @property
     def prompts(self) -> list[object]:
@@ -192,8 +194,8 @@ class RecordedRequest:
 
     def count(self, name: str) -> int:
         """The parameter `name`, a count such as `n`; 1 when it is not given."""
-        value = self.parameters.get(name)
-        return max(1, int(value)) if isinstance(value, int | str) else 1
+        value = str(self.parameters.get(name))
+        return max(1, int(value)) if value.isdecimal() else 1
 
     @property
     def closes_connection(self) -> bool:
@@ -432,7 +434,8 @@ def reason(status: int) -> str:
 
 def compact_json(value: Any) -> bytes:
     """JSON without white space, its text as raw UTF-8, as the real servers send it."""
-    return _compact(value).encode()
+    # Half a surrogate pair becomes JSON's escape of it.
+    return _compact(value).encode(errors="backslashreplace")
 
 
 def sse(value: Any) -> bytes:

@@ -344,7 +344,8 @@ class GPTRouterExchange(wire.Exchange):
 
 
 def _id_of(name: str) -> str:
-    return _RECORDED_IDS.get(name) or str(uuid5(NAMESPACE_URL, f"gptrouter:{name}"))
+    url = f"gptrouter:{name}".encode(errors="backslashreplace").decode()
+    return _RECORDED_IDS.get(name) or str(uuid5(NAMESPACE_URL, url))
 
 
 def _coerced(name: str, value: Any) -> Any:

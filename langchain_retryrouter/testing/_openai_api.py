@@ -72,9 +72,10 @@ class OpenAIExchange(wire.Exchange):
         if self.request.endpoint != "embeddings":
             return None
         given = self.request.payload
-        texts, length = given.get("input", ""), given.get("dimensions") or 8
+        asked, size = given.get("input", ""), str(given.get("dimensions"))
+        length = (int(size) if size.isdecimal() else 0) or 8
         data = []
-        for index, text in enumerate([texts] if isinstance(texts, str) else texts):
+        for index, text in enumerate(asked if isinstance(asked, list) else [asked]):
             numbers = stub_embedding(str(text))
             vector: Any = [numbers[n % len(numbers)] for n in range(length)]
             if given.get("encoding_format") == "base64":

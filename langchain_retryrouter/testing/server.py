@@ -566,9 +566,10 @@ class FaultyGateway:
         if not isinstance(answer, Answer):
             answer = answer(request)
         if not answer.has_content:  # Ours ends at the first text in `stop`.
-            given = request.parameters.get("stop") or []
-            stops = [given] if isinstance(given, str) else map(str, given)
-            found = [at for stop in stops if (at := wire.STUB_TEXT.find(stop)) >= 0]
+            given = request.parameters.get("stop")
+            stops = map(str, given if isinstance(given, list) else [given or ""])
+            finds = (wire.STUB_TEXT.find(stop) for stop in stops if stop)
+            found = [at for at in finds if at >= 0]
             answer = replace(answer, text=wire.STUB_TEXT[: min(found, default=None)])
         return answer
 

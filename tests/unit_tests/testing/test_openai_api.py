@@ -263,6 +263,27 @@ def test_refusals(
     assert request(gateway, "GET", CHAT).status == 404
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *({"n": "two"}, {"n": ["a"]}, {"stop": True}, {"stop": {}}, {"stream": {}}),
+        *({"stream": ["a"]}, {"best_of": ""}, {"model": "half a fox \ud83e"}),
+        *({"messages": True}, {"input": 5}, {"input": None}, {"dimensions": "8"}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/v1/embeddings"])
+def test_odd_parameters_are_no_error_of_the_script(
+    gateway: FaultyGateway, path: str, asked: dict[str, Any]
+) -> None:
+    """What a request gets wrong is taken for not given, and `stop` raises nothing."""
+    messages = [{"role": "user", "content": "hi"}]
+    given = {"model": "m", "messages": messages, "prompt": "hi", "input": "hi"}
+    reply = post(gateway, path, given | asked)
+    is_refused = path == CHAT and asked == {"messages": True}
+    assert reply.status == (400 if is_refused else 200)
+
+
 def test_the_key_is_a_bearer_token() -> None:
     """OpenAI's key is taken from `authorization` alone."""
     with FaultyGateway(api_key="k") as gateway:
