@@ -549,10 +549,10 @@ def read_answer(
     if status_code in {202, 204}:
         return None
     if status_code != _OK:
-        now, odd = SYSTEM_CLOCK.time(), ""
+        now, empty = SYSTEM_CLOCK.time(), ""
         if status_code < _REDIRECT:
-            odd = f"the gateway answered {status_code} with an empty body"
-        report = errors.read_response(status_code, headers, body, odd, unix_time=now)
+            empty = f"the gateway answered {status_code} with an empty body"
+        report = errors.read_response(status_code, headers, body, empty, unix_time=now)
         if status_code == _NOT_ACCEPTABLE:
             # The SDK reads a 406 so: no model of the list is available.
             report = report._replace(kind=FailureKind.UNAVAILABLE)

@@ -146,7 +146,8 @@ def checked_answer(answer: Any, request: Mapping[str, Any]) -> Any:
     choices, expected = _choices_of(document), expected_choices(request)
     is_whole = all(_is_choice(choice, "text", "message") for choice in choices)
     is_whole = is_whole and len(choices) == expected
-    if not is_whole or any(get(one, "error") for one in (document, *choices)):
+    is_error = any(get(one, "error") for one in (document, *choices))
+    if not is_whole or is_error or get(document, "object") == "error":
         _raise_reported(document)
         if not isinstance(document, dict):
             what = f"an answer that is not a JSON object: {_excerpt(document)}"
