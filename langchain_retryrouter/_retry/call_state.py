@@ -683,7 +683,10 @@ class CallState(CallLog):
         wait, _, position = min(waits, default=(math.inf, False, 0))
         if wait >= min(shorter_than, self.remaining()):
             return None
-        if self._sent[position] and not self._pay(throttled=wait > 0):
+        failures = (r.failure for r in reversed(self.records) if r.position == position)
+        last = next((failure for failure in failures if failure is not None), None)
+        throttled = last is not None and last.kind is FailureKind.RATE_LIMIT
+        if self._sent[position] and not self._pay(throttled=throttled):
             return None
         if self._is_open(position):
             self._probed.add(position)

@@ -190,6 +190,14 @@ RUNS = {
     "an empty budget": Run(
         "f unavailable, s ok", Status(503), fields={"budget": RetryBudget(capacity=1)}
     ),
+    # A wait alone does not make a retry as cheap as after a rate limit.
+    "a budget for a retry after a rate limit": Run(
+        "f invalid_request, s server_error",
+        Status(400),
+        Status(500),
+        fields={"budget": RetryBudget(capacity=13)},
+        error=InvalidRequestError,
+    ),
 }
 
 
