@@ -532,9 +532,9 @@ def _field_of(model: BaseChatModel, wanted: str) -> str:
         [
             name
             for name, field in fields.items()
-            if any(re.fullmatch(pattern, n) for n in (name, field.alias or ""))
+            if fits(name) or fits(field.alias or "")
         ]
-        for pattern in _SETTINGS[wanted]
+        for fits in (re.compile(pattern).fullmatch for pattern in _SETTINGS[wanted])
     ]
     used = [[n for n in names if getattr(model, n, None)] for names in levels]
     found: list[str] = next(filter(None, [*used, *levels]), [])

@@ -78,7 +78,7 @@ class End:
 END = End()
 
 
-class _Job:
+class _WorkerJob:
     """What a worker thread does, and how it is given up."""
 
     def __init__(self) -> None:
@@ -95,7 +95,9 @@ class _Job:
         _abort_all(self._aborts)
 
 
-_job: ContextVar[_Job | None] = ContextVar("langchain_retryrouter_job", default=None)
+_job: ContextVar[_WorkerJob | None] = ContextVar(
+    "langchain_retryrouter_job", default=None
+)
 
 
 def on_abort(abort: Callable[[], object]) -> None:
@@ -122,7 +124,7 @@ def run_in_worker(work: Callable[[], object]) -> Callable[[], None]:
     Returns:
         A function that aborts what `work` has given to `on_abort`.
     """
-    job = _Job()
+    job = _WorkerJob()
     on_abort(job.abort)
     context = copy_context()
     context.run(_job.set, job)
