@@ -743,8 +743,9 @@ def _from_class(kind: FailureKind, error: BaseException) -> ErrorReport:
 def _read_text(error: BaseException) -> ErrorReport | None:
     """What an exception without any facts says by its text or its arguments."""
     text, argument = str(error), error.args[0] if error.args else None
-    is_object = isinstance(argument, Mapping)
-    body = argument if is_object else _object_in(text)
+    body = argument if isinstance(argument, str) else _parsed(argument)
+    is_object = isinstance(body, Mapping)
+    body = body if is_object else _object_in(text)
     if is_object or (body is not None and text.startswith("{")):
         return read_event({"error": body})  # ChatOpenAI's, and Hugging Face's
     if _is_error(body):  # Behind a sentence of the integration's.

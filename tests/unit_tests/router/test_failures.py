@@ -22,6 +22,7 @@ import urllib3
 from langchain_core import exceptions as langchain
 from langchain_core.language_models import BaseChatModel
 from langchain_core.outputs import ChatResult
+from openai.types.responses import ResponseError
 from pydantic import BaseModel, ValidationError
 
 from langchain_retryrouter import FailureKind
@@ -397,6 +398,12 @@ SHAPES: list[tuple[Exception, FailureKind, dict[str, Any]]] = [
     ),
     (ValueError("No generations found in stream."), K.MALFORMED, {}),
     (schema_error(ChatCompletion), K.MALFORMED, {}),
+    (ValueError(ResponseError(code="server_error", message="x")), K.SERVER_ERROR, {}),
+    (
+        ValueError(ResponseError.model_construct(message="x", type="rate_limit_error")),
+        K.RATE_LIMIT,
+        {},
+    ),
     (langchain.ModelInvalidRequestError("x"), K.INVALID_REQUEST, {}),
     (langchain.ModelRateLimitError("x"), K.RATE_LIMIT, {}),
     (
