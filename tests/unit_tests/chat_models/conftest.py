@@ -1,10 +1,12 @@
 """Models of a gateway that fails as scripted, on a clock that does not wait."""
 
+import asyncio
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import openai
 import pytest
 from blockbuster import BlockBuster
 from langchain_openai import ChatOpenAI
@@ -85,6 +87,16 @@ def old_ways(no_blocking_calls: BlockBuster) -> Iterator[None]:
 # --- routers ---
 
 
+@dataclass(frozen=True)
+class OneLoopTwin(Twin):
+    """A twin whose async calls share one event loop: `ChatOpenAI` outlives none."""
+
+    runner: asyncio.Runner
+
+    def _run(self, coroutine: Any) -> Any:
+        return self.runner.run(coroutine)
+
+
 @dataclass
 class Pair:
     """Two providers, the first of which is asked first, and routers over them."""
@@ -95,10 +107,21 @@ class Pair:
     primary: FaultyGateway
     backup: FaultyGateway
     clock: FakeClock
+    models: list[ChatOpenAI] = field(default_factory=list)
 
     def model(self, gateway: FaultyGateway, name: str, **fields: Any) -> ChatOpenAI:
-        """A model of a provider; it repeats nothing by itself."""
-        return chat_openai(gateway, name, max_retries=0, stream_usage=True, **fields)
+        """A model of a provider; it repeats nothing by itself.
+
+        Its clients are its own and closed after the test. A call that was cancelled may
+        leave a connection open, whatever its headers say.
+        """
+        clients = {
+            "http_client": openai.DefaultHttpxClient(),
+            "http_async_client": openai.DefaultAsyncHttpxClient(),
+        }
+        settings = {"max_retries": 0, "stream_usage": True, **clients, **fields}
+        self.models.append(model := chat_openai(gateway, name, **settings))
+        return model
 
     def router(self, **fields: Any) -> RetryRouter:
         if "routes" not in fields:
@@ -127,9 +150,21 @@ def way() -> str:
     return "invoke"
 
 
-@pytest.fixture
-def pair(twin: Twin, way: str, fake_clock: FakeClock) -> Iterator[Pair]:
+@pytest.fixture(params=["sync", "async"])
+def pair(
+    request: pytest.FixtureRequest, way: str, fake_clock: FakeClock
+) -> Iterator[Pair]:
     """Run the test twice: with sync calls, and with async calls."""
     text = Answer(TEXT)
-    with FaultyGateway(answer=text) as primary, FaultyGateway(answer=text) as backup:
-        yield Pair(twin, way, primary, backup, fake_clock)
+    with (
+        FaultyGateway(answer=text) as primary,
+        FaultyGateway(answer=text) as backup,
+        asyncio.Runner() as runner,
+    ):
+        twin = OneLoopTwin(request.param == "async", runner)
+        pair = Pair(twin, way, primary, backup, fake_clock)
+        yield pair
+        for model in pair.models:
+            clients: Any = (model.http_client, model.http_async_client)
+            clients[0].close()
+            runner.run(clients[1].aclose())
