@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import threading
 import time
 import weakref
 from collections import deque
@@ -23,7 +22,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from langchain_retryrouter import __version__
 from langchain_retryrouter._retry.call_log import AttemptRecord, CallObserver, Subject
 from langchain_retryrouter._retry.call_state import OBSERVERS, CallState
-from langchain_retryrouter._shared import watch_forks
+from langchain_retryrouter._shared import Locked
 from langchain_retryrouter.circuit_breaker import BreakerState, CircuitBreaker
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.failures import Failure
@@ -163,21 +162,20 @@ def _observe(key: str, _options: Any) -> list[metrics.Observation]:
     return [metrics.Observation(choose(of), dict(one)) for one, of in levels.items()]
 
 
-class _Values:
+class _Values(Locked):
     """What was counted for one meter provider, until it collects.
 
     The SDK's own instruments take ten times as long: that is left to the collection.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        super().__init__()
         self._totals: dict[str, dict[Labels, float]] = {}
         self._recorded: deque[tuple[metrics.Histogram, float, Labels]] = deque()
-        watch_forks(self)
 
     def forked(self) -> None:
-        """Leave to the parent what is not handed over, and the lock, in a child."""
-        self._lock = threading.Lock()
+        """Leave to the parent what is not handed over."""
+        super().forked()
         self._recorded.clear()
 
     def add(self, key: str, value: float, labels: Labels) -> None:

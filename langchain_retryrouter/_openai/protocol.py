@@ -144,8 +144,9 @@ def checked_answer(answer: Any, request: Mapping[str, Any]) -> Any:
     if not isinstance(document, dict | list | str | int | float | None):
         return answer  # A raw response, or the user's own class.
     choices, expected = _choices_of(document), expected_choices(request)
-    is_whole = all(_is_choice(choice, "text", "message") for choice in choices)
-    is_whole = is_whole and len(choices) == expected
+    is_whole = len(choices) == expected and all(
+        _is_choice(choice, "text", "message") for choice in choices
+    )
     is_error = any(get(one, "error") for one in (document, *choices))
     if not is_whole or is_error or get(document, "object") == "error":
         _raise_reported(document)

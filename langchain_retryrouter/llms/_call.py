@@ -43,8 +43,7 @@ class Call:
         route = str(request.get("model") or llm.model_name)  # Any JSON is sent.
         limit, size = llm.rate_limit, lambda _: _size_of(request)
         operation = "chat" if "messages" in request else "text_completion"
-        provider = "azure" if hasattr(llm, "azure_endpoint") else "openai"
-        subject = Subject(operation, provider, route)
+        subject = Subject(operation, llm.ls_provider, route)
         call_state = self._call_state = CallState(
             policy,
             budget=llm.budget,
@@ -54,7 +53,7 @@ class Call:
             limits=None if limit is None else call_limits([[limit]], size),
         )
         if load_list():
-            prices = listed_prices(route, provider, llm.openai_api_base)
+            prices = listed_prices(route, llm.ls_provider, llm.openai_api_base)
             call_state.prices = {route: prices}
         observe_run(call_state, run_manager, trace_attempts=llm.trace_attempts)
         self.context = engine.RetryContext(

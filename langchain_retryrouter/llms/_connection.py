@@ -173,6 +173,8 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
     """Waits and tells the time, such as `testing.FakeClock`; None: the system's."""
 
     # What differs between OpenAI and Azure, and between the two endpoints.
+    ls_provider: ClassVar[str] = "openai"
+    """The provider, for tracers and the list of prices."""
     _sdk_class: ClassVar[str] = "OpenAI"
     _resource_path: ClassVar[str] = "completions"
 

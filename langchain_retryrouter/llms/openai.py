@@ -199,7 +199,7 @@ class OpenAILLM(OpenAIConnection):
         self, stop: list[str] | None = None, **kwargs: Any
     ) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
-        params["ls_provider"] = "openai"
+        params["ls_provider"] = self.ls_provider
         return params
 
     def _params(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -574,6 +574,7 @@ class AzureOpenAI(BaseOpenAI):
         ```
     """
 
+    ls_provider: ClassVar[str] = "azure"
     _sdk_class: ClassVar[str] = "AzureOpenAI"
 
     azure_endpoint: str | None = Field(
@@ -717,7 +718,6 @@ class AzureOpenAI(BaseOpenAI):
         self, stop: list[str] | None = None, **kwargs: Any
     ) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
-        params["ls_provider"] = "azure"
         params["ls_model_name"] = self._invocation_params["model"]
         return params
 
