@@ -264,7 +264,9 @@ def test_a_routes_own_prices_count_more_than_listed_ones(env: Env, way: str) -> 
 def test_batches_and_worst_cases_say_money(env: Env) -> None:
     """`summarize` adds the costs up, and `explain` stops at `max_cost`."""
     limit = SpendLimit(5, name="team")
-    router = new_router(env.route(), max_cost=0.5, spend_limit=limit)
+    # All of them fit: to wait for money is nothing for a clock of tests.
+    short = env.route(model={"max_tokens": 10})
+    router = new_router(short, max_cost=0.5, spend_limit=limit)
     summary = AttemptLog.summarize(env.batch(router, ["a", "b", "c"]))
     assert summary.cost == pytest.approx(3 * COST)
     assert f"cost {3 * COST:.4g}" in str(summary)
