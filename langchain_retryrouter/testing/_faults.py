@@ -135,9 +135,9 @@ class HtmlPage(_Fault):
 
 @dataclass(frozen=True, slots=True)
 class Raw(_Fault):
-    """Exactly these bytes, status line and framing included."""
+    """Exactly these bytes, or this text, status line and framing included."""
 
-    data: bytes
+    data: bytes | str
     close: bool = True
     """Whether the connection is closed after them."""
     how: Literal["fin", "rst"] = "fin"
@@ -145,7 +145,7 @@ class Raw(_Fault):
 
     def deliver(self, _exchange: wire.Exchange, /) -> wire.Delivery:
         ending = self.how if self.close else "keep"
-        return wire.Delivery((self.data,), ending, "faulted")
+        return wire.Delivery((_to_bytes(self.data),), ending, "faulted")
 
 
 @dataclass(frozen=True, slots=True)
