@@ -60,13 +60,12 @@ class SSEParser:
     r"""Turns chunks of bytes into events, however the network splits them.
 
     A pure parser of one stream (WHATWG HTML, section 9.2.6, "Interpreting an event
-    stream") with three deliberate differences. Lines end at `\n` or `\r\n` only: the
-    gateway does not escape U+2028, U+2029 and U+0085 inside JSON, so what Unicode calls
-    a line end must not split a line. Nothing is decoded: `data` stays bytes, so that
-    invalid UTF-8 is an error of the JSON reader, and not a silent U+FFFD in an answer.
-    And a line that no server writes, such as a proxy's page that runs into an event, is
-    data too: if it were ignored, as the standard says, words of the event would be lost
-    with it. An event without its blank line is incomplete, and not an event.
+    stream") with two deliberate differences. Nothing is decoded: `data` stays bytes, so
+    that invalid UTF-8 is an error of the JSON reader, and not a silent U+FFFD in an
+    answer. And a line that no server writes, such as a proxy's page that runs into an
+    event, is data too: if it were ignored, as the standard says, words of the event
+    would be lost with it. An event without its blank line is incomplete, and not an
+    event.
     """
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
@@ -77,13 +76,20 @@ class SSEParser:
         self._kind = b""
         self._size = 0
         self._is_first = True
+        self._ends_in_cr = False  # A line feed that follows ends no further line.
 
     def feed(self, chunk: bytes) -> Iterator[ServerSentEvent]:
         """The events that `chunk` completes, parsed lazily: there may be hundreds.
 
         Take all of them before the next chunk is fed.
         """
-        *lines, rest = chunk.split(b"\n")
+        if not chunk:
+            return
+        if self._ends_in_cr:
+            chunk = chunk.removeprefix(b"\n")
+        self._ends_in_cr = chunk.endswith(b"\r")
+        lines = chunk.splitlines()  # At `\n`, `\r\n` and `\r`, as these are bytes.
+        rest = b"" if chunk.endswith((b"\n", b"\r")) or not lines else lines.pop()
         for tail in lines:
             # Each byte is counted once as it arrives, so that the limit does not depend
             # on how the stream is split.
@@ -92,7 +98,6 @@ class SSEParser:
                 raise self._too_large()
             line = bytes(self._pending + tail) if self._pending else tail
             self._pending.clear()
-            line = line.removesuffix(b"\r")
             if self._is_first:
                 self._is_first = False
                 line = line.removeprefix(_BOM)

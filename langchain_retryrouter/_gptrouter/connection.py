@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Final, Self
@@ -311,12 +312,19 @@ class GatewayConnection(ClosedByWith, Serializable):
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
-        """Fields that are objects as data, for `langchain_core.load` and cache keys."""
-        policy = self.retry_policy
-        return {
-            "models_priority_list": [m.model_dump() for m in self.models_priority_list],
-            **({} if policy is None else {"retry_policy": asdict(policy)}),
-        }
+        """Fields that are objects as data, for `langchain_core.load` and cache keys.
+
+        Of those that are no data, such as a shared limit, `dumps` writes that they are
+        missing, and `load` refuses them, or leaves them out if it is told to.
+        """
+        hidden = ("budget", "breaker", "store", "rate_limit", "trace_attempts", "clock")
+        given = {name: getattr(self, name, None) for name in hidden}
+        given["models_priority_list"] = [
+            model.model_dump() for model in self.models_priority_list
+        ]
+        given["retry_policy"] = self.retry_policy and asdict(self.retry_policy)
+        given["proxy"] = self.proxy and re.sub(r"(?<=//)[^/@]*@", "", self.proxy)
+        return {name: value for name, value in given.items() if value is not None}
 
     @classmethod
     def is_lc_serializable(cls) -> bool:

@@ -313,7 +313,6 @@ class Route(Serializable):
         """What `dumps` writes besides the fields; `loads` refuses a function."""
         hidden = ("accept", "api_key_function", "spend_limit")
         given = {name: getattr(self, name) for name in hidden}
-        given["rate_limit"] = next(iter(self.rate_limits), None)  # A model hides its.
         return {name: value for name, value in given.items() if value is not None}
 
     _check_numbers = field_validator(

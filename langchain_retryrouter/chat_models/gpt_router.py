@@ -452,9 +452,6 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
         params = {**self._default_params, **options, "stream": stream}
         params["models_priority_list"] = models
         if stop is not None:
-            if "stop" in self.model_kwargs or "stop" in options:
-                msg = "`stop` is given both to the call and to the model; give it once"
-                raise ValueError(msg)
             params["stop"] = stop
         if stream and (params.get("n") or 1) > 1:
             raise ValueError(_ONE_CHOICE_IN_A_STREAM)

@@ -20,6 +20,7 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
+from dataclasses import asdict
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
@@ -463,17 +464,20 @@ class BaseOpenAI(OpenAILLM):
     def lc_attributes(self) -> dict[str, Any]:
         """What LangChain saves although it may come from the environment, or secret.
 
-        Of a secret, the rest is saved.
+        Of a secret, the rest is saved; of what is no data, that it is missing.
         """
         names = ["openai_api_base", "openai_organization"]
         names += ["openai_api_type", "openai_api_version"]  # Of Azure.
+        names += ["budget", "breaker", "store", "rate_limit", "rate_limiter", "clock"]
+        names += ["trace_attempts"]
         headers = (self.default_headers or {}).items()
         saved = {
             **{name: getattr(self, name, None) for name in names},
+            "retry_policy": self.retry_policy and asdict(self.retry_policy),
             "openai_proxy": re.sub(r"(?<=//)[^/@]*@", "", self.openai_proxy or ""),
             "default_headers": {n: v for n, v in headers if not _SECRET_NAME.search(n)},
         }
-        return {name: value for name, value in saved.items() if value}
+        return {name: v for name, v in saved.items() if v or v is False}
 
     @property
     def _llm_type(self) -> str:

@@ -37,7 +37,7 @@ def test_an_event_comes_with_its_blank_line() -> None:
     assert completed == blank_lines[1:]  # The first has no data.
 
 
-OTHER_LINE_ENDS = ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\r"]
+OTHER_LINE_ENDS = ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c"]
 IN_DATA = [
     *(f"Hel{mark}lo".encode() for mark in OTHER_LINE_ENDS),
     *(b"\xff\xfe", b"\xe2\x80", b"Hel\x00lo", "日本語".encode()),
@@ -47,12 +47,15 @@ IN_DATA = [
 @pytest.mark.parametrize(
     ("stream", "events"),
     [
-        # Only line feeds end a line, and no byte is decoded.
+        # No other line end of Unicode ends a line, and no byte is decoded.
         *((b"data: " + data + b"\n\n", [data]) for data in IN_DATA),
         (b"data: one\n\n", [b"one"]),
         (b"data:one\n\n", [b"one"]),
         (b"data:  one\n\n", [b" one"]),
         (b"data: one\r\n\r\n", [b"one"]),
+        (b"data: one\r\r", [b"one"]),
+        (b"data: one\n\ndata: two\r\r", [b"one", b"two"]),
+        (b"data: one\rdata: two\r\n\rdata: three\n\r", [b"one\ntwo", b"three"]),
         (b"data: one\n\n\n\n\ndata: two\n\n", [b"one", b"two"]),
         # Several lines are one event, joined by line feeds.
         (b"data: one\ndata: two\n\n", [b"one\ntwo"]),
@@ -149,14 +152,16 @@ LINES = st.sampled_from(
         b"\xef\xbb\xbf",
         b"",
         b"",
-        b"\r",
-        "data: a\u2028b\r".encode(),
+        "data: a\u2028b".encode(),
         ": 日本語".encode(),
         b":\xff",
         b"data: \xff\xfe",
     ]
 )
-STREAM = st.lists(LINES | st.binary(max_size=20), max_size=30).map(b"\n".join)
+ENDED = st.tuples(
+    LINES | st.binary(max_size=20), st.sampled_from([b"\n", b"\r\n", b"\r"])
+)
+STREAM = st.lists(ENDED.map(b"".join), max_size=30).map(b"".join)
 
 
 @settings(max_examples=500, deadline=None)

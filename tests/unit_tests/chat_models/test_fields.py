@@ -2,37 +2,37 @@
 
 import copy
 import inspect
-import json
 import logging
 import pickle
 import time
 import traceback
-import warnings
 from typing import Any
 
 import pytest
 from gpt_router.client import GPTRouterClient
 from gpt_router.models import ImageGenerationRequest
-from langchain_core._api import LangChainBetaWarning
-from langchain_core.load import dumpd, dumps, load
+from langchain_core.load import dumpd, dumps, loads
 from langchain_core.runnables import ConfigurableField
 from pydantic import SecretStr, ValidationError
 
 from langchain_retryrouter import (
     CircuitBreaker,
     GPTRouter,
+    RateLimit,
     RateLimitError,
     RetryBudget,
     RetryPolicy,
     RetryRouterError,
     ServerError,
 )
+from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,
     Body,
     Cut,
     ErrorEvent,
+    FakeClock,
     FaultyGateway,
     HtmlPage,
     Raw,
@@ -227,36 +227,59 @@ def test_what_is_given_wins_over_the_environment(
     assert keys == [KEY, "sk-a-secret", "sk-of-the-environment"]
 
 
+LOADED: dict[str, Any] = {
+    "allowed_objects": [GPTRouter],
+    "valid_namespaces": ["langchain_retryrouter"],
+    "secrets_map": {"GPT_ROUTER_API_KEY": "sk-of-the-loader"},
+}
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
 def test_a_model_can_be_written_and_loaded(
     new_llm: NewModel, gateway: FaultyGateway
 ) -> None:
     """`langchain_core.load` writes a model without its secrets, and loads it again."""
     policy = RetryPolicy(max_retries=1, deadline=9.0)
-    llm = new_llm(
-        retry_policy=policy,
-        request_timeout=(1, 2),
-        proxy="http://user:password@127.0.0.1:1",
-        budget=RetryBudget(),
-        gateway_timeout=3.0,
-    )
-
-    written = json.dumps(dumpd(llm))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LangChainBetaWarning)
-        again = load(
-            json.loads(written),
-            allowed_objects=[GPTRouter],
-            valid_namespaces=["langchain_retryrouter"],
-            secrets_map={"GPT_ROUTER_API_KEY": "sk-of-the-loader"},
-        )
+    fields = {"request_timeout": (1, 2), "gateway_timeout": 3.0, "clock": None}
+    written = dumps(new_llm(retry_policy=policy, trace_attempts=False, **fields))
+    again = loads(written, **LOADED)
 
     assert KEY not in written
-    assert "password" not in written
     assert (again.retry_policy, again.request_timeout) == (policy, (1.0, 2.0))
+    assert again.trace_attempts is False
     assert again.models_priority_list == [GPT_4]
     assert again.invoke("hi").content == STUB_TEXT
     assert gateway.requests[-1].headers["ws-secret"] == "sk-of-the-loader"
     assert gateway.requests[-1].payload["timeout"] == 3000
+
+
+@pytest.mark.parametrize(
+    ("name", "new"),
+    [
+        ("budget", RetryBudget),
+        ("breaker", CircuitBreaker),
+        ("store", MemoryStore),
+        ("rate_limit", lambda: RateLimit(max_concurrency=3)),
+        ("clock", FakeClock),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
+def test_a_written_model_says_what_it_lacks(
+    new_llm: NewModel, name: str, new: Any
+) -> None:
+    """An object that models share is not lost silently: `load` refuses the model."""
+    written = dumps(new_llm(**{"clock": None, name: new()}))
+    with pytest.raises(NotImplementedError, match="doesn't implement"):
+        loads(written, **LOADED)
+    again = loads(written, ignore_unserializable_fields=True, **LOADED)
+    assert getattr(again, name) is None
+
+
+def test_a_proxy_is_written_without_its_login(new_llm: NewModel) -> None:
+    """The address of a proxy is kept, and its password is shown nowhere."""
+    llm = new_llm(proxy="http://user:password@127.0.0.1:1")
+    assert dumpd(llm)["kwargs"]["proxy"] == "http://127.0.0.1:1"
+    assert "password" not in dumps(llm) + repr(llm)
 
 
 # --- the client ---

@@ -158,12 +158,14 @@ def test_every_field_of_the_provider_is_sent(env: Env) -> None:
 
 
 def test_stop_is_sent_and_cuts(env: Env) -> None:
-    """`stop` reaches the provider, and the answer ends before it."""
-    assert env.invoke(env.llm(), "hi", stop=["stub"]).content == "Hello from the "
+    """`stop` reaches the provider, the answer ends before it; the call's own wins."""
+    for fields in ({}, {"stop": ["from"]}, {"model_kwargs": {"stop": ["from"]}}):
+        llm = env.llm(**fields)
+        assert env.invoke(llm, "hi", stop=["stub"]).content == "Hello from the "
     assert env.invoke(env.llm().bind(stop=["from"]), "hi").content == "Hello "
 
     stops = [request.parameters["stop"] for request in env.gateway.requests]
-    assert stops == [["stub"], ["from"]]
+    assert stops == [*[["stub"]] * 3, ["from"]]
 
 
 def test_max_tokens_none_is_no_limit(env: Env) -> None:
@@ -187,7 +189,6 @@ UNSUPPORTED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ),
 ]
 CONTRADICTIONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    ({"model_kwargs": {"stop": ["a"]}}, {"stop": ["b"]}, "give it once"),
     ({}, {"model": "gpt-5"}, "model='gpt-5' is not in models_priority_list"),
     ({}, {"models_priority_list": []}, "at least one"),
     ({}, {"models_priority_list": ["gpt-4o"]}, "must be a list of GPTRouterModel"),

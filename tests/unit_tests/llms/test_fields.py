@@ -9,6 +9,7 @@ import openai
 import pytest
 import tiktoken
 from langchain_core.load import dumps
+from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import ConfigurableField
 from pydantic import SecretStr, ValidationError
 
@@ -18,10 +19,12 @@ from langchain_retryrouter import (
     CircuitBreaker,
     OpenAI,
     OpenAIChat,
+    RateLimit,
     RetryBudget,
     RetryPolicy,
 )
-from langchain_retryrouter.testing import STUB_TEXT
+from langchain_retryrouter.stores import MemoryStore
+from langchain_retryrouter.testing import STUB_TEXT, FakeClock
 
 from .conftest import KEY, Env, NewLLM
 
@@ -227,10 +230,10 @@ def test_no_key_is_shown(new_any: NewLLM, secrets: dict[str, Any]) -> None:
 
 
 def test_what_langchain_saves(new_completions: NewLLM) -> None:
-    """LangChain's name for a class and its fields are saved; no secret, no objects."""
+    """LangChain's name for a class and its fields are saved, and no secret."""
     assert not OpenAIChat.is_lc_serializable()
-    own = {"budget": RetryBudget(), "breaker": CircuitBreaker()}
-    fields = {**own, "retry_policy": RetryPolicy(), "temperature": 0.1}
+    fields: dict[str, Any] = {"temperature": 0.1, "trace_attempts": False}
+    fields["retry_policy"] = RetryPolicy(max_retries=1, deadline=9.0)
     headers = {"x-team": "a", "Authorization": "b", "x-api-key": "c"}
     proxy = "http://me:password@127.0.0.1:1/"
     fields |= {"default_headers": headers, "openai_proxy": proxy}
@@ -242,8 +245,28 @@ def test_what_langchain_saves(new_completions: NewLLM) -> None:
     assert kwargs["openai_api_key"]["type"] == "secret"
     assert kwargs["default_headers"] == {"x-team": "a"}
     assert kwargs["openai_proxy"] == "http://127.0.0.1:1/"
-    unsaved = {*own, "retry_policy", "clock", "client", "async_client"}
-    assert not unsaved & kwargs.keys()
+    assert not {"client", "async_client"} & kwargs.keys()
+    assert RetryPolicy(**kwargs["retry_policy"]) == fields["retry_policy"]
+    assert kwargs["trace_attempts"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "new"),
+    [
+        ("budget", RetryBudget),
+        ("breaker", CircuitBreaker),
+        ("store", MemoryStore),
+        ("rate_limit", lambda: RateLimit(max_concurrency=3)),
+        ("rate_limiter", InMemoryRateLimiter),
+        ("clock", FakeClock),
+    ],
+)
+def test_a_saved_model_says_what_it_lacks(
+    new_completions: NewLLM, name: str, new: Any
+) -> None:
+    """An object that models share is saved as missing, so that `load` refuses it."""
+    saved = json.loads(dumps(new_completions(**{name: new()})))
+    assert saved["kwargs"][name]["type"] == "not_implemented"
 
 
 def test_a_model_can_be_saved_to_a_file(new_any: NewLLM, tmp_path: Path) -> None:
