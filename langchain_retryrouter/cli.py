@@ -12,6 +12,7 @@ import contextlib
 import io
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -69,7 +70,6 @@ if TYPE_CHECKING:
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # As shells report SIGINT and SIGPIPE.
 _LONGEST_WATCH = 86_400.0
-_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _STORE_HELP = "such as redis://localhost:6379/0"
 _EXPLAINED = (
     *("max_retries", "initial_delay", "max_delay", "backoff_factor"),
@@ -191,17 +191,22 @@ def _demo(_: argparse.Namespace) -> None:
 
 def _run_gateway(arguments: argparse.Namespace) -> None:
     steps = [_read_step(word) for word in arguments.script.split(",") if word]
-    # Before the gateway's thread begins and the address is printed: its reader may send
-    # the signal at once, and no thread may take it.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-    try:
-        with testing.FaultyGateway(port=arguments.port, keep_requests=0) as gateway:
-            gateway.script(*steps)
-            print(f"GPTRouter  {gateway.url}\nOpenAI     {gateway.openai_url}")
-            sys.stdout.flush()
-            signal.sigwait(_STOP_SIGNALS)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with contextlib.ExitStack() as stack:
+        # A signal writes a byte, whichever thread takes it. Windows has no `sigwait`.
+        stopped, stop = map(stack.enter_context, socket.socketpair())
+        stop.settimeout(0)
+        stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(stop.fileno()))
+        # Before the address is printed: its reader may send the signal at once.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(
+                signal.signal, number, signal.signal(number, lambda *_: None)
+            )
+        gateway = stack.enter_context(
+            testing.FaultyGateway(port=arguments.port, keep_requests=0)
+        )
+        gateway.script(*steps)
+        print(f"GPTRouter  {gateway.url}\nOpenAI     {gateway.openai_url}", flush=True)
+        stopped.recv(1)
 
 
 def _read_step(word: str) -> Step:

@@ -66,10 +66,10 @@ _SECRET: Final = re.compile(
     r"(?i)(?:^|[_-])(?:(?:api|secret|access|private|subscription)[_-]?keys?|secret|token"
     r"|password|passwd|credentials|authorization|cookie)$|access[_-]key"
 )
-_WITH_PASSWORD: Final = re.compile(r"(?i)^[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@")
-# Keys by their form: of providers, in a header, and in the query of a URL.
+# Keys by their form: of providers, in a header, in a URL and in its query.
 _KEY: Final = re.compile(
     r"\b(?:sk-|gsk_|xai-|hf_|pplx-|nvapi-|AIza|AKIA)[\w-]{16,}"
+    r"|^(?i:[a-z][a-z0-9+.-]*)://[^/@\s]*:[^/@\s]+@"
     r"|^(?i:bearer|basic)\s+\S{8,}"
     r"|[?&](?i:[\w-]*(?:key|token|secret|password|signature))=[^&\s]{8,}"
 )
@@ -77,7 +77,9 @@ _STEP: Final = re.compile(r"[\s,:]*")  # Between the parts of valid JSON.
 _NONE: Final = object()
 _POOL: Final = ("api_keys", "base_urls")
 _SOURCE: Final = frozenset(
-    {"model", "params", "options", "api_key", "api_key_env", "api_keys_env", *_POOL}
+    f"{name}{end}"
+    for name in ("model", "params", "options", "api_key", *_POOL)
+    for end in ("", _ENV)
 )
 """The keys of a route's table that may name environment variables."""
 # Fields that a router or LangChain changes.
@@ -162,25 +164,37 @@ class _Config:
             lines = [text for _, text, _ in sorted(self._problems, key=lambda p: p[0])]
             raise ValueError("\n".join(dict.fromkeys(lines)))
 
-    def has(self, *place: str | int) -> bool:
-        """Whether the data has something there."""
+    def at(self, place: Place, *field: str | int) -> Place:
+        """Where the data has a field of what is at `place`, or what is around it.
+
+        A model's argument is in `params`, and what a variable says in `NAME_env`.
+        """
+        for step in field:
+            names = (step, f"{step}{_ENV}")
+            ways: list[Place] = [(*place, "params", name) for name in names]
+            ways += [(*place, name) for name in names]
+            known = [way for way in ways if self._has(way)]
+            if not known:
+                break
+            place = known[0]
+        return place
+
+    def _has(self, place: Place) -> bool:
         value = self.data
         for step in place:
-            is_there = isinstance(value, Mapping) and step in value
-            if isinstance(value, list | tuple) and isinstance(step, int):
-                is_there = step < len(value)
-            if not is_there:
+            try:
+                value = value[step]
+            except (LookupError, TypeError):
                 return False
-            value = value[step]
         return True
 
     @contextlib.contextmanager
     def noting(
-        self, place: Place, at: Place, secrets: Iterable[str] = ()
+        self, place: Place, *field: str, secrets: Iterable[str] = ()
     ) -> Iterator[None]:
         """Note what is raised inside as problems, without the secrets and variables.
 
-        Fields are looked for below `place`; other problems are `at` another one.
+        Pydantic names the field at `place`; other problems are those of `field`.
         """
         hidden = {*secrets, *self.from_variables}
         try:
@@ -189,18 +203,13 @@ class _Config:
             for one in error.errors(include_input=False, include_url=False):
                 if one["type"] == "missing" and one["loc"] == ("routes",):
                     continue  # They were left out, since they have problems.
-                here = place
-                for step in one["loc"]:
-                    places: tuple[Place, ...] = (*here, "params", step), (*here, step)
-                    known = [inside for inside in places if self.has(*inside)]
-                    if not known:
-                        break
-                    here = known[0]
+                here = self.at(place, *one["loc"])
                 text = redact_text(hidden, one["msg"]).removeprefix("Value error, ")
                 if here == place and one["loc"]:
                     text = f"{'.'.join(map(str, one['loc']))}: {text}"
                 self.problem(here, text)
         except Exception as error:  # A provider's class raises what it likes.
+            at = self.at(place, *field)
             if isinstance(error, ImportError):
                 error.msg = f"{self.name}: {_written(at)}: {error}"
                 raise
@@ -358,32 +367,24 @@ def from_config(cls: type[_M], source: Source, fields: Mapping[str, Any]) -> _M:
         config.must_be("a table with `routes`", config.data)
         config.check()
     given = _resolve(config, config.data, cls.model_fields, ())
-    for name in set(given) & fields.keys():
+    for name in given.keys() & fields.keys():
         config.problem((name,), "is given as an argument, too: leave it out here")
-    routes = given.pop("routes", None)
-    if not isinstance(routes, Sequence) or isinstance(routes, str) or not routes:
+    tables = given.pop("routes", None)
+    if not isinstance(tables, Sequence) or isinstance(tables, str) or not tables:
         what = "a list of 'provider:model' strings or tables, at least one"
-        config.must_be(what, routes, "routes")
-        routes = ()
-    tables = [_route_table(config, one, index) for index, one in enumerate(routes)]
-    built = [
-        route
-        for index, (table, params) in enumerate(tables)
-        if not config.is_wrong("routes", index)
-        for route in _build_routes(config, table, params, index)
-    ]
-    wrong = {n for n in given if config.is_wrong(n) or config.is_wrong(f"{n}{_ENV}")}
-    given = {name: value for name, value in given.items() if name not in wrong}
+        config.must_be(what, tables, "routes")
+        tables = ()
+    routes = _routes_of(config, tables)
+    given = {n: v for n, v in given.items() if not config.is_wrong(*config.at((), n))}
     if "store" in given:
-        at = ("store",) if config.has("store") else ("store_env",)
-        with config.noting(at, at):
+        with config.noting((), "store"):
             given["store"] = as_store(given.pop("store"))
     if not config.is_wrong():
         # What a store does not tell.
         source = {n: v for n, v in config.data.items() if n.startswith("store")}
-        given |= {"routes": built, "source": source}
-    with config.noting((), ()):  # Without routes, to find what else is wrong.
-        made = cls(**given, **{n: v for n, v in fields.items() if n not in given})
+        given |= {"routes": routes, "source": source}
+    with config.noting(()):  # Without routes, to find what else is wrong.
+        made = cls(**{**fields, **given})
         if not config.is_wrong():
             return made
     config.check()
@@ -408,18 +409,15 @@ def _resolve(
         elif name in names:
             given[name] = _resolve_value(config, name, value, here)
         elif plain not in names:
-            signatures = {n: inspect.signature(cls) for n, cls in _TABLES.items()}
-            tables = [n for n, made in signatures.items() if name in made.parameters]
+            takes = {t: inspect.signature(cls).parameters for t, cls in _TABLES.items()}
+            tables = [table for table, known in takes.items() if name in known]
             advice = _nearest(name, names)
             if tables:
                 advice = f"; it belongs into the table {tables[0]!r}"
             if place:
                 advice += "; arguments of the model go into 'params'"
             config.problem(here, f"unknown key{advice}")
-        elif isinstance(value, list | tuple):
-            found = [_variable(config, one, (*here, i)) for i, one in enumerate(value)]
-            given[plain] = found
-        elif plain in _POOL:
+        elif plain in _POOL and not isinstance(value, list | tuple):
             config.problem(here, "must be a list of environment variables' names")
         else:
             given[plain] = _variable(config, value, here)
@@ -453,36 +451,66 @@ def _resolve_value(config: _Config, name: str, value: Any, place: Place) -> Any:
     return value
 
 
-def _route_table(
-    config: _Config, table: Any, index: int
+def _routes_of(config: _Config, tables: Sequence[Any]) -> list[Route]:
+    """The routes of a config, without those that have problems."""
+    return [
+        route
+        for index, table in enumerate(tables)
+        for route in _build_routes(config, table, ("routes", index))
+    ]
+
+
+def _build_routes(config: _Config, table: Any, place: Place) -> list[Route]:
+    """The route of a table or a string; all of a pool."""
+    given, params = _read_route(config, table, place)
+    if config.is_wrong(*place):
+        return []
+    spec, pool = given["model"], {n: given.pop(n) for n in _POOL if n in given}
+    keys = pool.get("api_keys") or []
+    texts = (one for _, one in _walk([params, given.get("options"), keys]))
+    secrets = {x for x in texts if isinstance(x, str) and len(x) >= SHORTEST_SECRET}
+    with config.noting(place, "model", secrets=secrets):
+        if isinstance(spec, str):
+            key = {"api_key": keys[0]} if keys else {}
+            given["model"] = init_model(spec, **params, **key)
+            _check_params(config, given["model"], spec, params, place)
+        elif params:
+            what = "params need a 'provider:model' string as the model"
+            config.problem(config.at(place, "model"), what)
+        if not pool:
+            return [Route(**given)]
+        # What is wrong now is wrong with the pool: the model was made.
+        with config.noting(place, next(iter(pool)), secrets=secrets):
+            return Route.pool(**given, **pool)
+    return []
+
+
+def _read_route(
+    config: _Config, table: Any, place: Place
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields of a route, and the arguments of its model."""
-    place: Place = ("routes", index)
-    if isinstance(table, Mapping):
-        names = {*Route.model_fields, "params", "api_key", *_POOL}
-        given = _resolve(config, table, names, place)
+    is_table = isinstance(table, Mapping)
+    table = table if is_table else {"model": table}
+    names = {*Route.model_fields, "params", "api_key", *_POOL}
+    given = _resolve(config, table, names, place)
+    if "model" not in given:
+        config.problem(place, "has no model: write model = 'provider:model'")
+    elif isinstance(spec := given["model"], str):
         given["source"] = {n: v for n, v in table.items() if n in _SOURCE}
-    else:
-        given = {"model": table}
-        _refuse_secrets(config, table, (*place, "model"))
-        if isinstance(table, str):
-            given["source"] = {"model": table}
+    elif isinstance(spec, list | tuple | Mapping | float | None):
+        what = "string" if is_table else "string or a table"
+        at = (*place, "model") if is_table else place
+        config.must_be(f"a 'provider:model' {what}", spec, *at)
     params, at = given.pop("params", {}), (*place, "params")
     if not isinstance(params, Mapping):
         config.must_be("a table of the model's arguments", params, *at)
         params = {}
-    resolved = _with_variables(config, params, at)
+    params = _with_variables(config, params, at)
     if "api_key" in given:
-        if "api_key" in resolved:
+        if "api_key" in params:
             config.problem((*at, "api_key_env"), "is given twice")
-        resolved["api_key"] = given.pop("api_key")
-    if "model" not in given:
-        config.problem(place, "has no model: write model = 'provider:model'")
-    elif isinstance(spec := given["model"], list | tuple | Mapping | float | None):
-        at = (*place, "model") if isinstance(table, Mapping) else place
-        what = "string" if isinstance(table, Mapping) else "string or a table"
-        config.must_be(f"a 'provider:model' {what}", spec, *at)
-    return given, resolved
+        params["api_key"] = given.pop("api_key")
+    return given, params
 
 
 def _with_variables(config: _Config, value: Any, place: Place) -> Any:
@@ -502,32 +530,6 @@ def _with_variables(config: _Config, value: Any, place: Place) -> Any:
         else:
             found[name] = _with_variables(config, item, here)
     return found
-
-
-def _build_routes(
-    config: _Config, table: dict[str, Any], params: dict[str, Any], index: int
-) -> list[Route]:
-    place: Place = ("routes", index)
-    spec, pool = table["model"], {n: table.pop(n) for n in _POOL if n in table}
-    keys = pool.get("api_keys") or []
-    texts = (one for _, one in _walk([params, table.get("options"), keys]))
-    secrets = {x for x in texts if isinstance(x, str) and len(x) >= SHORTEST_SECRET}
-    at: Place = (*place, "model") if config.has(*place, "model") else place
-    with config.noting(place, at, secrets):
-        if isinstance(spec, str):
-            key = {"api_key": keys[0]} if keys else {}
-            table = {**table, "model": init_model(spec, **params, **key)}
-            _check_params(config, table["model"], spec, params, place)
-        elif params:
-            config.problem(at, "params need a 'provider:model' string as the model")
-        if not pool:
-            return [Route(**table)]
-        # What is wrong now is wrong with the pool: the model was made.
-        lists = ((*place, f"{name}{end}") for name in pool for end in ("", _ENV))
-        at = next((one for one in lists if config.has(*one)), place)
-        with config.noting(place, at, secrets):
-            return Route.pool(**table, **pool)
-    return []
 
 
 def _build(
@@ -583,14 +585,15 @@ def _check_params(
             known.update(name for name in names if isinstance(name, str))
     for name in params:
         if name not in known and type(model).model_config.get("extra") != "allow":
-            at = (*place, "params", name)
-            at = at if config.has(*at) else (*place, f"{name}{_ENV}")
             what = f"{type(model).__name__} has no such argument"
             near = _nearest(name, known) or "; what its API takes goes to model_kwargs"
-            config.problem(at, f"{what}{near}")
+            config.problem(config.at(place, name), f"{what}{near}")
 
 
-def _variable(config: _Config, name: Any, place: Place) -> str:
+def _variable(config: _Config, name: Any, place: Place) -> Any:
+    """What an environment variable says, or each in a list of them."""
+    if isinstance(name, list | tuple):
+        return [_variable(config, one, (*place, i)) for i, one in enumerate(name)]
     value = os.environ.get(name) if isinstance(name, str) else None
     if value:
         if len(value) >= SHORTEST_SECRET:
@@ -612,7 +615,7 @@ def _refuse_secrets(config: _Config, value: Any, place: Place) -> None:
             isinstance(one, str)
             and len(one) >= SHORTEST_SECRET  # Not the "EMPTY" of local servers.
             and not name.endswith(_ENV)  # That must be a name in any case.
-            and (_SECRET.search(name) or _WITH_PASSWORD.search(one) or _KEY.search(one))
+            and (_SECRET.search(name) or _KEY.search(one))
         ):
             named = "['NAME', ...]" if name in _POOL else "'NAME'"
             config.problem(
@@ -663,11 +666,7 @@ def to_config(router: BaseModel, routes: Sequence[Route]) -> dict[str, Any]:
     for name, value in data.items():
         _refuse_secrets(config, value, (name,))
     config.check()
-    again = [
-        route
-        for index, table in enumerate(tables)
-        for route in _build_routes(config, *_route_table(config, table, index), index)
-    ]
+    again = _routes_of(config, tables)
     config.check()
     for route, other in zip(routes, again, strict=True):
         if other.prepared("").identity != route.identity:  # It was replaced since.
@@ -736,7 +735,7 @@ def _source_of(config: _Config, model: Any, place: Place) -> dict[str, Any]:
         and value != _default(fields[name])
         and _is_data(value)
     }
-    with config.noting(place, place):
+    with config.noting(place):
         again = init_model(spec, **params)
         for name, value in values.items():
             if getattr(again, name) != value:

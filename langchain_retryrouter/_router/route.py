@@ -713,9 +713,7 @@ def rate_limits_of(route: Any) -> list[RateLimit]:
 
     A wait inside of the model would count as its provider's silence.
     """
-    # Pydantic is slow to say that a model has no such field.
-    fields: dict[str, Any] = getattr(route.model, "__dict__", {})
-    own = (route.rate_limit, fields.get("rate_limit"))
+    own = (route.rate_limit, getattr(route.model, "rate_limit", None))
     return [limit for limit in own if isinstance(limit, RateLimit)]
 
 

@@ -149,10 +149,23 @@ def test_a_store_without_its_package_is_named(
     assert "pip install 'langchain-retryrouter[redis]'" in capsys.readouterr().err
 
 
-def test_the_gateway_serves_its_script_until_it_is_told_to_stop() -> None:
-    """`gateway` plays its script over HTTP and ends with 0 on SIGTERM."""
+GATEWAY = """
+import signal
+
+del signal.pthread_sigmask, signal.sigwait  # Windows does not have them.
+from langchain_retryrouter.cli import main
+
+raise SystemExit(main(["gateway", "--script", "503:7,silence:0"]))
+"""
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_the_gateway_serves_its_script_until_it_is_told_to_stop(
+    stop: signal.Signals,
+) -> None:
+    """`gateway` plays its script over HTTP and ends with 0 on a signal."""
     process = subprocess.Popen(
-        [sys.executable, "-m", cli.__name__, "gateway", "--script", "503:7,silence:0"],
+        [sys.executable, "-c", GATEWAY],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -170,8 +183,8 @@ def test_the_gateway_serves_its_script_until_it_is_told_to_stop() -> None:
         refused.value.close()
         with pytest.raises(http.client.RemoteDisconnected):
             urllib.request.urlopen(request, timeout=5)  # noqa: S310
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(5) == 0
+        process.send_signal(stop)
+        assert process.wait(60) == 0
     assert refused.value.code == 503
     assert refused.value.headers["retry-after"] == "7"
 

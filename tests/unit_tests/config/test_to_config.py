@@ -130,7 +130,8 @@ api_key_env = "KEY_OF_THE_TEAM"
 params = { temperature = 0.5, base_url_env = "URL" }
 
 [[routes]]
-model = "anthropic:claude-opus-5"
+model_env = "SPEC"
+base_urls_env = ["URL", "OTHER_URL"]
 """
 
 
@@ -139,6 +140,8 @@ def test_what_a_file_says_is_written_again(
 ) -> None:
     """With the names of its variables, and what was changed since."""
     monkeypatch.setenv("URL", "http://127.0.0.1:1/v1")
+    monkeypatch.setenv("OTHER_URL", "http://127.0.0.1:2/v1")
+    monkeypatch.setenv("SPEC", "anthropic:claude-opus-5")
     path = tmp_path / "router.toml"
     path.write_text(FILE)
     router = RetryRouter.from_config(path, hedge_after=3.0)
@@ -151,7 +154,11 @@ def test_what_a_file_says_is_written_again(
                 "params": {"temperature": 0.5, "base_url_env": "URL"},
                 "name": "gpt-4o",
             },
-            {"model": "anthropic:claude-opus-5", "name": "claude-opus-5"},
+            {
+                "model_env": "SPEC",
+                "base_urls_env": ["URL", "OTHER_URL"],
+                "name": "claude-opus-5",
+            },
         ],
     }
 
