@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import copy
+import contextlib
 import os
 import socket
 import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any, Self, TypeAlias, cast
 
 import h11
@@ -41,34 +40,17 @@ class _Log:
 
     def __init__(self, keep: int | None) -> None:
         self.changed = threading.Condition()
-        self.listeners: set[Callable[[], object]] = set()
         self.requests: deque[wire.RecordedRequest] = deque(maxlen=keep)
         self.requests_begun = 0
         self.connections = 0
         self.open_connections = 0
 
-    def count_connection(self, change: int) -> int:
-        """One more is open, or one less; returns how many there ever were."""
+    @contextlib.contextmanager
+    def change(self) -> Iterator[Self]:
+        """Change it in a `with`, and let those who wait look at it."""
         with self.changed:
-            self.connections += max(change, 0)
-            self.open_connections += change
-            self._notify()
-            return self.connections
-
-    def begin(self, request: wire.RecordedRequest) -> None:
-        with self.changed:
-            self.requests.append(request)
-            self._notify()
-
-    def end(self, request: wire.RecordedRequest, outcome: wire.Outcome) -> None:
-        with self.changed:
-            request.outcome = outcome
-            self._notify()
-
-    def _notify(self) -> None:
-        self.changed.notify_all()
-        for listener in self.listeners:
-            listener()
+            yield self
+            self.changed.notify_all()
 
 
 class _Server:
@@ -152,7 +134,6 @@ class _Server:
                 os.dup2(nowhere, number)
         os.close(nowhere)
         self.log.changed = threading.Condition()  # It may have been copied while held.
-        self.log.listeners = set()
 
 
 class _Connection(asyncio.Protocol):
@@ -178,7 +159,10 @@ class _Connection(asyncio.Protocol):
         # without it each stream on a kept connection pauses for 40 ms (Nagle).
         self.socket = cast("socket.socket", transport.get_extra_info("socket"))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._number = self._server.log.count_connection(1)
+        with self._server.log.change() as log:
+            log.connections += 1
+            log.open_connections += 1
+            self._number = log.connections
         self._server.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -197,13 +181,12 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, _exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        request, self._request = self._request, None
-        if request is not None:
-            outcome: wire.Outcome = (
-                "faulted" if self._server.stopping else "client_left"
-            )
-            self._server.log.end(request, outcome)
-        self._server.log.count_connection(-1)
+        with self._server.log.change() as log:
+            log.open_connections -= 1
+            if self._request is not None:
+                is_ours = self._server.stopping
+                self._request.outcome = "faulted" if is_ours else "client_left"
+        self._request = None
         self._server.disconnected(self)
 
     # Reading.
@@ -234,18 +217,19 @@ class _Connection(asyncio.Protocol):
         for raw_name, raw_value in head.headers.raw_items():
             name, value = raw_name.decode().lower(), raw_value.decode("latin-1")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        self._server.log.requests_begun += 1
-        self._request = wire.RecordedRequest(
-            number=self._server.log.requests_begun,
-            at=time.monotonic(),
-            connection=self._number,
-            method=head.method.decode("latin-1"),
-            path=path,
-            query=query,
-            headers=headers,
-            body=bytes(self._body),
-        )
-        self._server.log.begin(self._request)
+        with self._server.log.change() as log:
+            log.requests_begun += 1
+            self._request = wire.RecordedRequest(
+                number=log.requests_begun,
+                at=time.monotonic(),
+                connection=self._number,
+                method=head.method.decode("latin-1"),
+                path=path,
+                query=query,
+                headers=headers,
+                body=bytes(self._body),
+            )
+            log.requests.append(self._request)
         self._delivery = self._server.answer(self._request)
         self._next_action = 0
         self._write()
@@ -292,7 +276,8 @@ class _Connection(asyncio.Protocol):
     def _record_outcome(self) -> None:
         request = cast("wire.RecordedRequest", self._request)
         if request.outcome == "pending":
-            self._server.log.end(request, self._delivery.outcome)
+            with self._server.log.change():
+                request.outcome = self._delivery.outcome
 
     def _hang_up(self) -> None:
         if self.transport.can_write_eof():
@@ -481,9 +466,9 @@ class FaultyGateway:
 
     @property
     def requests(self) -> list[wire.RecordedRequest]:
-        """The requests as they stand now, oldest first."""
+        """The requests so far, oldest first; their `outcome` follows what happens."""
         with self._log.changed:
-            return [copy.copy(request) for request in self._log.requests]
+            return list(self._log.requests)
 
     @property
     def connections(self) -> int:
@@ -515,8 +500,13 @@ class FaultyGateway:
             TimeoutError: It did not hold in time; says what was seen.
         """
         with self._log.changed:
-            if not self._log.changed.wait_for(lambda: predicate(self), timeout):
-                raise TimeoutError(self._report(timeout))
+            if self._log.changed.wait_for(lambda: predicate(self), timeout):
+                return
+            counts = f"{self.open_connections} of {self.connections} connections open"
+            counts += f", {len(self.requests)} requests"
+            seen = "".join(f"\n  {request}" for request in self.requests)
+        msg = f"not so after {timeout} s; {counts}:{seen}"
+        raise TimeoutError(msg)
 
     async def await_for(
         self,
@@ -524,26 +514,7 @@ class FaultyGateway:
         timeout: float = 5.0,  # noqa: ASYNC109 - as in `wait_for`
     ) -> None:
         """Do what `wait_for` does, without blocking the event loop."""
-        changed = asyncio.Event()
-        listener = partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set)
-        with self._log.changed:
-            self._log.listeners.add(listener)
-        try:
-            async with asyncio.timeout(timeout):
-                while not predicate(self):
-                    await changed.wait()
-                    changed.clear()
-        except TimeoutError:
-            raise TimeoutError(self._report(timeout)) from None
-        finally:
-            with self._log.changed:
-                self._log.listeners.discard(listener)
-
-    def _report(self, timeout: float) -> str:
-        requests = self.requests
-        seen = "".join(f"\n  {request}" for request in requests)
-        counts = f"{self.open_connections} of {self.connections} connections open"
-        return f"not so after {timeout} s; {counts}, {len(requests)} requests:{seen}"
+        await asyncio.to_thread(self.wait_for, predicate, timeout)
 
     # Called in the server's thread.
 

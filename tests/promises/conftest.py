@@ -25,6 +25,17 @@ __all__ = [
 class Figures(list[tuple[str, str, float, float]]):
     """What one test has measured (figure, relation, value, bar); a bar must hold."""
 
+    def __init__(self, *, is_long: bool) -> None:
+        super().__init__()
+        self._slack = 1 if is_long else 10
+
+    def timed(self, bar: float, value: float, what: str) -> None:
+        """At most so much real time; ten times as much in the short form.
+
+        That one runs beside other tests, on machines that have other things to do.
+        """
+        self.at_most(self._slack * bar, value, what)
+
     def exactly(self, bar: float, value: float, what: str) -> None:
         self.append((what, "=", value, bar))
         assert value == bar, f"{what}: {value:g}, and {bar:g} is promised"
@@ -66,9 +77,9 @@ def is_long(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def figures(request: pytest.FixtureRequest) -> Iterator[Figures]:
+def figures(request: pytest.FixtureRequest, *, is_long: bool) -> Iterator[Figures]:
     """Where a test notes its figures."""
-    noted = Figures()
+    noted = Figures(is_long=is_long)
     yield noted
     request.node.user_properties.append(("figures", list(noted)))
 

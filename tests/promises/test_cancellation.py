@@ -164,7 +164,7 @@ def test_a_cancelled_call_leaves_nothing(
         except Exception:  # noqa: BLE001 - told with all others
             is_refused = True
         with contextlib.suppress(TimeoutError):
-            await gateway.await_for(nothing_is_pending, timeout=1)
+            await gateway.await_for(nothing_is_pending)
         wrong = {
             "cancels that were lost": is_lost,
             # 14 tokens pay for a retry.
@@ -193,7 +193,7 @@ def test_a_cancelled_call_leaves_nothing(
     for what, number in found.items():
         figures.exactly(0, number, what)
     figures.counted(count, "calls cancelled")
-    figures.at_most(0.05, slowest, "CPU seconds until a cancelled task was gone")
+    figures.timed(0.05, slowest, "CPU seconds until a cancelled task was gone")
 
 
 @pytest.mark.parametrize("name", FIVE)
@@ -224,7 +224,7 @@ def test_a_stream_that_is_left_leaves_nothing(
                 if is_closed:
                     chunks.close()
                 del chunks
-            gateway.wait_for(nothing_is_pending, timeout=2)
+            gateway.wait_for(nothing_is_pending)
         finally:
             gc.enable()
         let_breakers_recover()
@@ -274,10 +274,10 @@ def test_a_signal_ends_a_sync_call_where_it_waits(
                 call(model, method)
             late = time.monotonic() - sent_at[-1]
             what = "seconds from a signal to the end of sync code"
-            figures.at_most(0.1, late, what)
+            figures.timed(0.1, late, what)
             sender.join()
             gateway.script()
-            gateway.wait_for(nothing_is_pending, timeout=2)
+            gateway.wait_for(nothing_is_pending)
             assert len(gateway.requests) == 1
             assert call(model, method)
     signal.signal(signal.SIGUSR1, before)

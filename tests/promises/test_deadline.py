@@ -86,7 +86,7 @@ def test_a_call_is_over_at_its_deadline(
             for group in groups:
                 for late, error in ends_of(group, method, place, deadline):
                     assert isinstance(error, ENDS), (method, place.manner, error)
-                    figures.at_most(0.1, max(0.0, late), what)
+                    figures.timed(0.1, max(0.0, late), what)
                 figures.counted(len(group), "calls that waited in vain")
 
 

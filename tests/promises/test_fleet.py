@@ -48,7 +48,7 @@ def test_a_pause_is_known_everywhere_at_once(
         for seconds, at in told.items()
         for one in heard
     ]
-    figures.at_most(100, max(late), "ms until the last process knows of a pause")
+    figures.timed(100, max(late), "ms until the last process knows of a pause")
     figures.counted(len(told), "announcements")
 
 
@@ -89,7 +89,10 @@ def test_one_process_probes(
             gateway.reset_log()
             for worker in workers:
                 worker.send("ask_for", 4.5)
-            wait(1.5)  # One of them looks whether it is true, and is told again.
+            # One of them looks whether it is true, and is told again.
+            gateway.wait_for(
+                lambda gateway: any(one.outcome == "sent" for one in gateway.requests)
+            )
             gateway.always(SlowFirstToken(0.5))
             answered = [one for worker in workers for one in worker.receive()]
             early = [one for one in gateway.requests if isinstance(one.step, Status)]
@@ -169,9 +172,9 @@ def test_a_healthy_call_pays_nothing(
     with_store = new_router(store=RedisStore(redis_server.url), budget=RetryBudget())
     wait(0.5)
     p50, p99 = added(with_store, 4_000 if is_long else 400)
-    figures.at_most(20, p50, "us added to a healthy call, p50")
+    figures.timed(20, p50, "us added to a healthy call, p50")
     if is_long:  # 1 % of 400 calls is what else the machine has to do.
-        figures.at_most(100, p99, "us added to a healthy call, p99")
+        figures.timed(100, p99, "us added to a healthy call, p99")
 
 
 FAULTS: Final[dict[str, Callable[[RedisServer, SlowProxy], None]]] = {
@@ -197,7 +200,7 @@ def test_redis_takes_no_call_down(
         failed += router.invoke("hi").content != "answer"
     assert not store.is_up
     p50, _ = added(router, 2_000 if is_long else 300)
-    figures.at_most(50, p50, f"us added to a call, Redis {fault}")
+    figures.timed(50, p50, f"us added to a call, Redis {fault}")
     figures.exactly(0, failed, f"calls that failed, Redis {fault}")
     redis_server.resume() if fault == "paused" else None
     proxy.close()

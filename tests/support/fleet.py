@@ -8,18 +8,13 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
-import socket
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-from pydantic import SecretStr
-
 from langchain_retryrouter import (
     CircuitBreaker,
-    GPTRouter,
-    GPTRouterModel,
     RateLimit,
     RetryBudget,
     RetryPolicy,
@@ -30,6 +25,7 @@ from langchain_retryrouter import (
 from langchain_retryrouter._shared import Reply
 from langchain_retryrouter.rate_limits import Size
 from langchain_retryrouter.stores import RedisStore
+from tests.support.models import NOWHERE, gpt_router
 
 CONTEXT: Final = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.support.fleet"])
@@ -100,22 +96,15 @@ _here: dict[str, Any] = {}
 def _router(
     gateway: str, breaker: CircuitBreaker | None = None, **fields: Any
 ) -> RetryRouter:
-    model = GPTRouter(
-        models_priority_list=[GPTRouterModel(name="gpt-4", provider_name="p")],
-        gpt_router_api_base=gateway,
-        gpt_router_api_key=SecretStr("sk-made-up"),
-    )
+    model = gpt_router(gateway, "gpt-4", provider="p")
     route = Route(model=model, name="provider", breaker=breaker)
     return RetryRouter(routes=[route], breaker_settings=None, **fields)
 
 
 def _load() -> None:
     """Load what a first call loads, once for all workers."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     with contextlib.suppress(RetryRouterError):
-        policy = RetryPolicy(max_retries=0)
-        _router(f"http://127.0.0.1:{port}", retry_policy=policy).invoke("hi")
+        _router(NOWHERE, retry_policy=RetryPolicy(max_retries=0)).invoke("hi")
 
 
 _load()

@@ -11,6 +11,8 @@ from langchain_retryrouter import GPTRouter, GPTRouterModel
 from langchain_retryrouter.testing import FaultyGateway
 
 KEY: Final = "sk-must-never-be-shown"
+NOWHERE: Final = "http://127.0.0.1:1"
+"""Nothing listens there, and nothing begins to: connections are refused."""
 # A model's connections end with its answers, so that none outlives a test and its port.
 CLOSE: Final = {"connection": "close"}
 

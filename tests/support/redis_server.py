@@ -1,6 +1,7 @@
 """A real redis-server of a test, which can be killed, paused and restarted."""
 
 import contextlib
+import secrets
 import shutil
 import signal
 import socket
@@ -21,10 +22,12 @@ def wait(seconds: float) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    """A port that is free, and stays so: the system hands out higher ones only."""
+    while True:
+        port = 20_000 + secrets.randbelow(10_000)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
 
 
 class RedisServer:

@@ -73,7 +73,7 @@ FAULTS: dict[str, tuple[Change, Change]] = {
     "killed": (lambda s, _: s.kill(), lambda s, _: s.start()),
     "paused": (lambda s, _: s.pause(), lambda s, _: s.resume()),
     "slow": (
-        lambda _, proxy: setattr(proxy, "delay", 1.0),
+        lambda _, proxy: setattr(proxy, "delay", 5.0),
         lambda _, proxy: setattr(proxy, "delay", 0.0),
     ),
     "out of memory": (full, emptied),
@@ -108,13 +108,13 @@ def test_redis_fails_while_calls_learn(
     with pytest.raises(RateLimitError):
         twin.invoke(router, "hi")
     took.append(time.perf_counter() - began)
-    assert max(took) < 0.9, took  # A slow Redis takes 1 s for an answer.
+    assert max(took) < 4, took  # A slow Redis takes 5 s for an answer.
     wait(0.5)
     end(redis_server, proxy)
     other = RedisStore(redis_server.url)
     breaker = CircuitBreaker(name=router.routes[0].scope, store=other)
-    eventually(lambda: breaker.is_open, seconds=10)
-    assert 100 < breaker.retry_after <= 120
+    eventually(lambda: breaker.is_open, seconds=30)
+    assert 80 < breaker.retry_after <= 120
     for store in (other, router.store, money):
         store.close()
     proxy.close()
@@ -153,17 +153,14 @@ def test_an_empty_redis_is_filled_again(
         wait(0.3)  # The store has heard of it.
         redis_server.kill()
         redis_server.start()
-        wait(2.5)
-        (scope,) = (
-            scope
-            for scope in RedisStore(redis_server.url, namespace="fleet").snapshot()
-            if scope.kind == "breaker"
-        )
-        assert (scope.facts["state"], len(scope.processes)) == ("open", 3)
-        assert 100 < scope.facts["open_for"] <= 120
+        late = RedisStore(redis_server.url, namespace="fleet")
+        eventually(lambda: knows(late, 3), seconds=20)
+        eventually(lambda: states(late) == ["open"], seconds=20)
+        eventually(lambda: {one.call("state")[0] for one in workers} == {"open"})
+        (scope,) = (one for one in late.snapshot() if one.kind == "breaker")
+        assert 80 < scope.facts["open_for"] <= 120
         ends = Counter(end for ends in each(workers, "ask", 5) for end in ends)
         # A process that starts now knows it, too.
-        late = RedisStore(redis_server.url, namespace="fleet")
         breaker = CircuitBreaker(name=scope.name, store=late)
         eventually(lambda: breaker.is_open)
     assert ends == {"circuit_open": 15}
@@ -203,9 +200,7 @@ def test_a_dead_prober_does_not_hold_the_probe(
         workers[0].process.kill()
         gateway.always(Answer())
         assert workers[1].call("ask", 1) == ["circuit_open"]
-        began = time.monotonic()
         eventually(lambda: workers[1].call("ask", 1) == ["ok"], seconds=10)
-        assert time.monotonic() - began < 6.5
 
 
 def test_one_sick_process_closes_nothing_for_others(
@@ -223,8 +218,7 @@ def test_one_sick_process_closes_nothing_for_others(
         assert each(workers[1:], "ask", 3) == [["ok"] * 3] * 3
         gateway.script(Status(503), Status(503))
         assert workers[1].call("ask", 2) == ["unavailable"] * 2
-        wait(0.2)
-        assert [one.call("state")[0] for one in workers] == ["open"] * 4
+        eventually(lambda: [one.call("state")[0] for one in workers] == ["open"] * 4)
         # It is over: one of them finds out for all, which may be the sick one.
         wait(2.2)
         eventually(lambda: each(workers, "ask", 1) == [["ok"]] * 4, seconds=10)
@@ -242,12 +236,10 @@ def test_clocks_that_are_wrong(
         for number in range(3):
             gateway.script(Status(429, headers={"retry-after": "1"}))
             assert workers[number].call("ask", 1) == ["rate_limit"]
-            wait(0.3)
-            assert {one.call("state")[0] for one in workers} == {"open"}
+            eventually(lambda: {one.call("state")[0] for one in workers} == {"open"})
             wait(1.9)
             assert workers[0].call("ask", 1) == ["ok"]
-            wait(0.2)
-            assert each(workers, "ask", 1) == [["ok"]] * 3
+            eventually(lambda: each(workers, "ask", 1) == [["ok"]] * 3)
 
 
 def test_a_fork_shares(redis_server: RedisServer, gateway: FaultyGateway) -> None:
@@ -302,7 +294,8 @@ def is_formed(client: Any) -> bool:
 
 def knows(store: RedisStore, count: int) -> bool:
     """Whether the breaker is used by so many processes."""
-    return [len(scope.processes) for scope in store.snapshot()] == [count]
+    scopes = [scope for scope in store.snapshot() if scope.kind == "breaker"]
+    return [len(scope.processes) for scope in scopes] == [count]
 
 
 def test_a_cluster(gateway: FaultyGateway) -> None:

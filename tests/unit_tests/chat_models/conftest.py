@@ -21,7 +21,9 @@ from .frames import sum_of
 KEY = "sk-the-key-of-the-tests"
 TEXT = "one two three four five"
 SHORT = 0.2
-"""Seconds of a limit that a test waits for."""
+"""Seconds of a limit that a test waits for, and that nothing keeps."""
+ENOUGH = 1.0
+"""Seconds of a limit that a healthy answer keeps on a busy machine, too."""
 WAYS = ["invoke", "stream", "streaming invoke"]
 """How `Env.ask` can call a model."""
 OTHER = GPTRouterModel(name="gpt-4o", provider_name="chat_openai")

@@ -51,7 +51,7 @@ from langchain_retryrouter.testing import (
 from tests.unit_tests.conftest import Twin
 from tests.unit_tests.listeners import A_LONG_PROMPT, deaf
 
-from .conftest import GPT_4, WAYS, Env, NewModel
+from .conftest import ENOUGH, GPT_4, SHORT, WAYS, Env, NewModel
 from .frames import END, text_of, update
 from .relays import Proxy, Relay
 
@@ -298,7 +298,7 @@ async def test_closing_a_stream_closes_its_connection(loop: OneLoop) -> None:
     for one in events:
         await loop.first_of(one)
         await loop.call(one, "close")
-        await loop.gateway.await_for(left, timeout=2)
+        await loop.gateway.await_for(left)
 
 
 def test_a_closing_frame_that_does_not_come_is_not_waited_for(env: Env) -> None:
@@ -329,7 +329,7 @@ async def test_a_stream_that_is_cancelled_at_its_end_hangs_up(
     with contextlib.suppress(asyncio.CancelledError):
         await task
 
-    await gateway.await_for(all_closed, timeout=2)
+    await gateway.await_for(all_closed)
 
 
 # --- closed by hand ---
@@ -344,12 +344,12 @@ async def test_close_closes_idle_connections(loop: OneLoop) -> None:
     else:
         with llm:
             await loop.invoke(llm)
-    await loop.gateway.await_for(all_closed, timeout=2)
+    await loop.gateway.await_for(all_closed)
 
     assert (await loop.invoke(llm)).content == STUB_TEXT
 
     await loop.call(llm, "close")
-    await loop.gateway.await_for(all_closed, timeout=2)
+    await loop.gateway.await_for(all_closed)
 
 
 async def test_a_close_leaves_calls_under_way_alone(
@@ -365,7 +365,7 @@ async def test_a_close_leaves_calls_under_way_alone(
     text = first.content + "".join([chunk.content async for chunk in stream])
 
     assert text == STUB_TEXT
-    await gateway.await_for(all_closed, timeout=2)
+    await gateway.await_for(all_closed)
 
 
 # --- proxies ---
@@ -600,23 +600,22 @@ def test_a_redirect_is_not_followed(env: Env) -> None:
 # --- limits of time ---
 
 
-SHORT = 0.15
 LONG = 30.0
 
 
 @contextlib.contextmanager
 def within(least: float = 0.0) -> Iterator[None]:
-    """Fail if the block takes less than this, or a second longer than `SHORT`."""
+    """Fail if the block takes less than this, or as long as what it meets."""
     began = time.monotonic()
     yield
-    assert least <= time.monotonic() - began < SHORT + 1
+    assert least <= time.monotonic() - began < LONG / 2
 
 
 SLOW: dict[str, Step] = {
     "silence": Silence(),
     "slow first token": SlowFirstToken(LONG),
     "stall": Stall(after=1, seconds=LONG),
-    "drip": Drip(seconds=0.02),
+    "drip": Drip(seconds=0.1),
 }
 
 
@@ -656,13 +655,13 @@ def test_a_silent_gateway_is_not_waited_for_in_the_background(env: Env) -> None:
     with pytest.raises(APITimeoutError, match="no first token within"):
         env.ask("stream", clock=None, request_timeout=None, retry_policy=policy)
 
-    env.gateway.wait_for(all_closed, timeout=5)
+    env.gateway.wait_for(all_closed)
 
 
 def test_the_time_for_a_first_token_limits_no_later_read(env: Env) -> None:
     """After the headers, a stream may be silent for as long as `request_timeout`."""
-    env.gateway.always(Stall(after=1, seconds=1))
-    policy = RetryPolicy(max_retries=0, first_token_timeout=0.4)
+    env.gateway.always(Stall(after=1, seconds=2 * ENOUGH))
+    policy = RetryPolicy(max_retries=0, first_token_timeout=ENOUGH)
 
     answer = env.ask("stream", clock=None, retry_policy=policy)
 
@@ -671,8 +670,8 @@ def test_the_time_for_a_first_token_limits_no_later_read(env: Env) -> None:
 
 def test_a_dripping_server_is_not_silent(env: Env) -> None:
     """A server that keeps sending, however slowly, is within `request_timeout`."""
-    env.gateway.always(Drip(seconds=0.03, size=150))
-    llm = env.llm(clock=None, max_retries=0, request_timeout=SHORT)
+    env.gateway.always(Drip(seconds=0.15, size=100))
+    llm = env.llm(clock=None, max_retries=0, request_timeout=0.8)
 
     assert env.invoke(llm, "hi").content == STUB_TEXT
     assert len(env.stream(llm, "hi")) > 1

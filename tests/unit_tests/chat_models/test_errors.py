@@ -36,7 +36,7 @@ from langchain_retryrouter.testing import (
     Truncate,
 )
 
-from .conftest import WAYS, Env
+from .conftest import ENOUGH, WAYS, Env
 from .frames import END, FAREWELL, event_stream, text_of, update
 
 EVENT_STREAM = {"content-type": "text/event-stream"}
@@ -181,7 +181,7 @@ def test_a_read_timeout_is_retried(env: Env, way: str) -> None:
     assert caught.value.attempts == 2
     env.gateway.script(Silence())
     env.gateway.always(Answer())
-    answer = env.ask(way, request_timeout=0.1, max_retries=1)
+    answer = env.ask(way, request_timeout=ENOUGH, max_retries=1)
     assert answer.content == STUB_TEXT
 
 

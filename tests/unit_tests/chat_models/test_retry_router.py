@@ -50,7 +50,7 @@ from langchain_retryrouter.testing import (
 )
 from tests.support.models import gpt_router
 
-from .conftest import SHORT, TEXT, Pair, both_ways
+from .conftest import ENOUGH, SHORT, TEXT, Pair, both_ways
 from .frames import attempts_of, sum_of, text_of
 
 FILTERED = Status(400, error_code="content_filter")
@@ -231,16 +231,16 @@ def test_a_part_of_a_stream_is_an_error_or_held_back(
     assert pair.asked() == (4, 0)
 
 
-FIRST_LATE = (Silence(5), {"first_token_timeout": SHORT})
+FIRST_LATE = (Silence(5), {"first_token_timeout": ENOUGH})
 # Held back, a stream has its stall limit from the first token on.
-STALL_LIMITS = {"stall_timeout": SHORT, "first_token_timeout": 4}
+STALL_LIMITS = {"stall_timeout": ENOUGH, "first_token_timeout": 4}
 
 
 @pytest.mark.parametrize(
     ("fault", "limits", "recovery"),
     [
         (*FIRST_LATE, "error"),
-        (Drip(seconds=0.02), {"first_token_timeout": SHORT}, "error"),
+        (Drip(seconds=0.05), {"first_token_timeout": ENOUGH}, "error"),
         (*FIRST_LATE, "buffer"),
         (*FIRST_LATE, "continue"),
         (Stall(after=2, seconds=5), STALL_LIMITS, "buffer"),
@@ -346,7 +346,7 @@ def test_tool_calls_are_never_continued(pair: Pair) -> None:
 
 # --- hedged ---
 
-LATE = SlowFirstToken(3 * SHORT)
+LATE = SlowFirstToken(SHORT + ENOUGH)
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,8 @@ def test_whoever_speaks_first_is_heard(
     for gateway, step in ((pair.primary, first), (pair.backup, second)):
         gateway.always(step or Answer())
 
-    summed = sum_of(pair.twin.stream(pair.router(hedge_after=SHORT), "hi"))
+    hedge_after = SHORT if first else 5
+    summed = sum_of(pair.twin.stream(pair.router(hedge_after=hedge_after), "hi"))
 
     assert summed.content == TEXT
     assert told(summed) == attempt_log
@@ -383,9 +384,9 @@ def test_whoever_speaks_first_is_heard(
     ("first", "second", "policy", "error"),
     [
         # The silence ends in a closed connection.
-        (Silence(3 * SHORT), Status(503), {}, APIConnectionError),
+        (Silence(SHORT + ENOUGH), Status(503), {}, APIConnectionError),
         (SlowFirstToken(5), FILTERED, {}, ContentFilterError),
-        (Silence(5), Silence(5), {"first_token_timeout": 5 * SHORT}, APITimeoutError),
+        (Silence(5), Silence(5), {"first_token_timeout": 2 * ENOUGH}, APITimeoutError),
     ],
     ids=["both-fail", "refusal", "both-silent"],
 )
@@ -400,7 +401,7 @@ def test_a_race_that_nobody_wins(
     pair.primary.always(first)
     pair.backup.always(second)
     router = pair.router(
-        hedge_after=2 * SHORT if policy else SHORT,
+        hedge_after=ENOUGH if policy else SHORT,
         retry_policy=RetryPolicy(max_retries=0, **policy),
     )
 

@@ -84,32 +84,31 @@ def test_prompts_are_asked_together(env: Env) -> None:
 def test_after_a_failure_nothing_more_is_asked(env: Env) -> None:
     """When one of several prompts fails for good, those that wait are not sent."""
     env.gateway.script(Status(400))
-    env.gateway.always(SlowFirstToken(0.05))
+    env.gateway.always(SlowFirstToken(0.5))
     llm = env.new(OpenAIChat, batch_size=2)
     with pytest.raises(errors.InvalidRequestError):
         env.batch(llm, ["hi"] * 9)
     assert len(env.gateway.requests) <= 2
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_who_interrupts_a_batch_is_heard(
-    new_llm: NewLLM, gateway: FaultyGateway, request: pytest.FixtureRequest
+    new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
     """After Ctrl-C the prompts that wait are not sent, and no thread is left behind."""
-    # A process that was started in the background is deaf to it.
-    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, heard))
 
     def interrupt(_: Any) -> SlowFirstToken:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        return SlowFirstToken(0.1)
+        return SlowFirstToken(0.3)
 
     gateway.script(interrupt)
-    gateway.always(SlowFirstToken(0.1))
+    gateway.always(SlowFirstToken(0.3))
     with pytest.raises(KeyboardInterrupt):
         new_llm(OpenAIChat, batch_size=2).batch(["hi"] * 20)
-    gateway.wait_for(
-        lambda _: not any("PoolExecutor" in t.name for t in threading.enumerate())
-    )
+    for thread in threading.enumerate():
+        if "PoolExecutor" in thread.name:
+            thread.join(10)
+            assert not thread.is_alive()
     assert len(gateway.requests) <= 4
 
 

@@ -30,6 +30,7 @@ from langchain_retryrouter.testing import (
     Step,
 )
 from tests.support.models import gpt_router
+from tests.unit_tests.stores.conftest import eventually
 
 LONG = 30.0
 _user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
@@ -151,6 +152,7 @@ class HeldClock(FakeClock):
         self.may_end.wait(LONG)
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 @pytest.mark.parametrize("step", [Silence(LONG), Status(503)], ids=["silence", "503"])
 def test_ctrl_c_does_not_wait_for_requests_in_threads(step: Step) -> None:
     """A call that sends several prompts at once ends at once, and retries none."""
@@ -158,9 +160,7 @@ def test_ctrl_c_does_not_wait_for_requests_in_threads(step: Step) -> None:
     waits = 3 if isinstance(step, Status) else 0
 
     def interrupt(gateway: FaultyGateway) -> None:
-        gateway.wait_for(
-            lambda _: len(gateway.requests) == 4 and len(clock.sleeps) == waits
-        )
+        eventually(lambda: (len(gateway.requests), len(clock.sleeps)) == (4, waits))
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     with FaultyGateway() as gateway:

@@ -378,11 +378,16 @@ def test_the_outcome_is_in_the_log_before_the_answer_ends(
 
 
 def test_waiting(gateway: FaultyGateway) -> None:
-    """`wait_for` ends when its condition holds; else it says what was seen."""
+    """`wait_for` ends when its condition holds; else it says what was seen.
+
+    A recorded request follows what happens to it.
+    """
     gateway.script(Silence())
     with asked(gateway, CHAT, model="my-model"):
         gateway.wait_for(lambda seen: len(seen.requests) == 1)
-        assert gateway.requests[0].outcome == "pending"
+        (request,) = gateway.requests
+        assert request.outcome == "pending"
+    gateway.wait_for(lambda _: request.outcome == "client_left")
     gateway.wait_for(lambda seen: seen.open_connections == 0)
     with pytest.raises(TimeoutError) as raised:
         gateway.wait_for(lambda seen: len(seen.requests) == 2, timeout=0.01)
