@@ -345,6 +345,24 @@ BASE_ERRORS: Final[ErrorFamily] = {
 }
 
 
+def sdk_error(
+    namespace: dict[str, Any],
+    prefix: str,
+    ours: type[RetryRouterError],
+    *others: type[Any],
+    name: str = "",
+) -> type[RetryRouterError]:
+    """A class that is ours and an SDK's, such as `OpenAIRateLimitError`.
+
+    It is put into the namespace of its module, where pickle finds it.
+    """
+    name = f"{prefix}{name or ours.__name__.removeprefix('API')}"
+    facts = {"__doc__": ours.__doc__, "__module__": namespace["__name__"]}
+    made: type[RetryRouterError] = type(name, (ours, *others), facts)
+    namespace[name] = made
+    return made
+
+
 MASK: Final = "***"
 SHORTEST_SECRET: Final = 8
 """A shorter key, such as the "EMPTY" of local servers, is not secret, and would be

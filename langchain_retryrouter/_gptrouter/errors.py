@@ -7,7 +7,7 @@ Where the SDK has none, as for a lost connection, it is ours.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from gpt_router import exceptions
 
@@ -36,21 +36,10 @@ SDK_KINDS: Final = {
 }
 """What the exceptions of the SDK's own client mean."""
 
-
-def _both(ours: type[Any], theirs: type[Exception]) -> type[Any]:
-    name = f"GPTRouter{ours.__name__.removeprefix('API')}"
-    return type(name, (ours, theirs), {"__module__": __name__, "__doc__": ours.__doc__})
-
-
 GPT_ROUTER_ERRORS: Final[errors.ErrorFamily] = {
     **errors.BASE_ERRORS,
-    **{ours.kind: _both(ours, theirs) for ours, theirs in _SDK_CLASSES.items()},
+    **{
+        ours.kind: errors.sdk_error(globals(), "GPTRouter", ours, theirs)
+        for ours, theirs in _SDK_CLASSES.items()
+    },
 }
-
-
-def __getattr__(name: str) -> type[errors.RetryRouterError]:
-    for cls in GPT_ROUTER_ERRORS.values():
-        if cls.__name__ == name:
-            return cls
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)

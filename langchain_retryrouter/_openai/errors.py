@@ -8,6 +8,7 @@ removed from what it says: servers and HTTP libraries quote headers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Self
 
@@ -32,27 +33,12 @@ class _SDKFacts(errors.RetryRouterError):
     def __reduce__(self) -> tuple[Any, ...]:
         omitted = {"request", "response"}
         kept = {n: value for n, value in vars(self).items() if n not in omitted}
-        return _restore_error, (type(self).__name__, self.message, kept)
+        return type(self), (self.message,), kept
 
 
-def _restore_error(name: str, message: str, attributes: dict[str, Any]) -> Exception:
-    error = _BY_NAME[name](message)
-    vars(error).update(attributes)
-    return error
-
-
-def _both(
-    ours: type[RetryRouterError], sdks: type[Exception], name: str = ""
-) -> type[RetryRouterError]:
-    """A class that is ours and the SDK's, such as `OpenAIRateLimitError`."""
-    name = f"OpenAI{name or ours.__name__.removeprefix('API')}"
-    facts = {"__doc__": ours.__doc__, "__module__": __name__}
-    made: type[RetryRouterError] = type(name, (_SDKFacts, ours, sdks), facts)
-    return made
-
-
+_sdk_error = functools.partial(errors.sdk_error, globals(), "OpenAI")
 OPENAI_ERRORS: Final[errors.ErrorFamily] = {
-    ours.kind: _both(ours, sdks)
+    ours.kind: _sdk_error(ours, _SDKFacts, sdks)
     for ours, sdks in (
         (errors.AuthenticationError, openai.AuthenticationError),
         (errors.PermissionDeniedError, openai.PermissionDeniedError),
@@ -72,21 +58,22 @@ OPENAI_ERRORS: Final[errors.ErrorFamily] = {
         (errors.CircuitOpenError, openai.APIConnectionError),
     )
 }
-_LATE: Final = _both(
-    errors.APITimeoutError, openai.InternalServerError, "StatusTimeoutError"
+_LATE: Final = _sdk_error(
+    errors.APITimeoutError,
+    _SDKFacts,
+    openai.InternalServerError,
+    name="StatusTimeoutError",
 )
 # Where the SDK's class for the status is another one than that for the kind.
 _BY_STATUS: Final[Mapping[tuple[int | None, FailureKind], type[RetryRouterError]]] = {
     (408, FailureKind.TIMEOUT): _LATE,
-    (422, FailureKind.INVALID_REQUEST): _both(
+    (422, FailureKind.INVALID_REQUEST): _sdk_error(
         errors.InvalidRequestError,
+        _SDKFacts,
         openai.UnprocessableEntityError,
-        "UnprocessableEntityError",
+        name="UnprocessableEntityError",
     ),
     (504, FailureKind.TIMEOUT): _LATE,
-}
-_BY_NAME: Final = {
-    cls.__name__: cls for cls in (*OPENAI_ERRORS.values(), *_BY_STATUS.values())
 }
 
 
