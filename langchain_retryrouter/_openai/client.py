@@ -31,7 +31,9 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import openai
@@ -39,7 +41,7 @@ import openai
 from langchain_retryrouter._openai import protocol
 from langchain_retryrouter._openai.errors import TypedErrors
 from langchain_retryrouter._retry.engine import Attempt
-from langchain_retryrouter._retry.timeouts import run_with_timeout
+from langchain_retryrouter._retry.timeouts import on_abort, run_with_timeout
 
 UnixTime: TypeAlias = Callable[[], float]
 
@@ -47,6 +49,12 @@ _AZURE_VARIABLES: Final = ("AZURE_OPENAI_AD_TOKEN", "AZURE_OPENAI_API_KEY")
 _TIMEOUTS: Final = ("connect", "read", "write", "pool")
 # Seconds that the end of a stream's body is waited for, to reuse its connection.
 _DRAIN_TIMEOUT: Final = 0.1
+# Seconds that a thread may wait longer for the headers of a stream than the engine.
+_GRACE: Final = 0.5
+# The time limits of the stream that is opened, from its headers on.
+_stream_limits: ContextVar[Mapping[str, float | None]] = ContextVar(
+    "langchain_retryrouter_stream_limits", default=MappingProxyType({})
+)
 
 
 # Settings.
@@ -114,19 +122,21 @@ def _new_client(settings: ClientSettings) -> tuple[Any, Any]:
     own: Any = None
     is_async = settings.is_async
     if settings.http_client is None:
-        # JSON is UTF-8 (RFC 8259); a server may name a charset that decodes no text.
 
-        def read_as_utf8(response: Any) -> None:
+        def on_response(response: Any) -> None:
+            # JSON is UTF-8 (RFC 8259); a server may name a charset that decodes none.
             response.encoding = "utf-8"
+            on_abort(functools.partial(_shut_down, response))
+            response.request.extensions["timeout"].update(_stream_limits.get())
 
-        async def aread_as_utf8(response: Any) -> None:
-            read_as_utf8(response)
+        async def aon_response(response: Any) -> None:
+            response.encoding = "utf-8"
 
         options: dict[str, Any] = {
             "verify": _ssl_context(*map(os.environ.get, _CERTIFICATES)),
             # A redirect would send the API key to another host.
             "follow_redirects": False,
-            "event_hooks": {"response": [aread_as_utf8 if is_async else read_as_utf8]},
+            "event_hooks": {"response": [aon_response if is_async else on_response]},
         }
         if settings.proxy is not None:
             options["proxy"] = settings.proxy
@@ -327,6 +337,9 @@ class SDKRequest:
         self._request = dict(request)
         self._is_ours = isinstance(resource, SDKResource)
         options = resource.settings.options if self._is_ours else {}
+        self._makes_http_client = (
+            self._is_ours and resource.settings.http_client is None
+        )
         headers = request.get("extra_headers") or {}
         names = (*headers, *(options.get("default_headers") or {}))
         if self._is_ours and "idempotency-key" not in map(str.lower, names):
@@ -358,6 +371,13 @@ class SDKRequest:
         """The stream, when its headers have come."""
         with self._typed_errors(attempt) as errors:
             prepared = self._prepared(attempt, self._token())
+            if attempt.timeout is not None and self._makes_http_client:
+                # A thread that waits for headers must not outlive the attempt for long.
+                limits = prepared["timeout"].as_dict()
+                _stream_limits.set(limits)
+                due = attempt.timeout + _GRACE
+                read = min(limits["read"] or due, due)
+                prepared["timeout"] = openai.Timeout(**{**limits, "read": read})
             stream = self._resource.create(**prepared)
             response: Any = getattr(stream, "response", None)
             errors.response = response
@@ -501,14 +521,19 @@ class SDKStream(_Stream):
         if self._response is None:
             if hasattr(self._stream, "close"):
                 self._stream.close()
-        elif not self._response.is_closed:
-            network = self._response.extensions.get("network_stream")
-            connection = network and network.get_extra_info("socket")
-            if connection is not None:
-                with contextlib.suppress(OSError):  # It may be closed by now.
-                    # Not the method of an `SSLSocket`, which drops the TLS state that
-                    # the other thread reads with.
-                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        else:
+            _shut_down(self._response)
+
+
+def _shut_down(response: Any) -> None:
+    """Interrupt, from another thread, a read under way; it then raises."""
+    network = response.extensions.get("network_stream")
+    connection = network and network.get_extra_info("socket")
+    if connection is not None and not response.is_closed:
+        with contextlib.suppress(OSError):  # It may be closed by now.
+            # Not the method of an `SSLSocket`, which drops the TLS state that the other
+            # thread reads with.
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 class AsyncSDKStream(_Stream):

@@ -4,6 +4,7 @@ The limits are a tenth of a second or so: nothing here can be shown on a fake cl
 """
 
 import asyncio
+import signal
 import socket
 import ssl
 import threading
@@ -16,7 +17,14 @@ import pytest
 import trustme
 
 from langchain_retryrouter import OpenAI, RetryPolicy, errors
-from langchain_retryrouter.testing import STUB_TEXT, Drip, FaultyGateway
+from langchain_retryrouter.testing import (
+    STUB_TEXT,
+    Drip,
+    FaultyGateway,
+    Raw,
+    Silence,
+    Stall,
+)
 from tests.unit_tests.chat_models.relays import Proxy, Relay
 from tests.unit_tests.conftest import Twin
 
@@ -51,30 +59,68 @@ def test_an_answer_that_drips_ends_at_the_deadline(
     gateway: FaultyGateway,
     method: str,
 ) -> None:
-    """An answer that comes byte by byte is limited as a whole, not read by read."""
+    """An answer is limited as a whole, not byte by byte; its connection is closed."""
     gateway.always(Drip(seconds=0.005))
     ends_in_time(lambda: getattr(twin, method)(new_hasty_llm(any_model), "hi"))
-    if twin.is_async or method == "stream":
-        gateway.wait_for(lambda g: g.open_connections == 0)
+    gateway.wait_for(lambda g: g.open_connections == 0)
+
+
+def test_a_silent_server_is_left(
+    twin: Any, new_hasty_llm: NewLLM, gateway: FaultyGateway, method: str
+) -> None:
+    """Nothing waits for headers beyond the deadline, whatever the model's `timeout`."""
+    gateway.always(Silence())
+    ends_in_time(lambda: getattr(twin, method)(new_hasty_llm(timeout=60), "hi"))
+    gateway.wait_for(lambda g: g.open_connections == 0)
+
+
+def test_a_stream_may_be_silent_for_longer_than_its_first_token_takes(
+    new_hasty_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """The limit of the headers is none of the events that follow the first token."""
+    gateway.script(Stall(after=2, seconds=0.9))
+    llm = new_hasty_llm(retry_policy=RetryPolicy(first_token_timeout=0.2))
+    assert "".join(llm.stream("hi")) == STUB_TEXT
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
+def test_an_answer_that_ctrl_c_gives_up_is_cut_off(
+    new_hasty_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """No thread goes on to read an answer that the caller no longer waits for."""
+
+    def interrupt(_: object) -> Raw:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        return Raw("HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n", close=False)
+
+    gateway.script(interrupt)
+    llm = new_hasty_llm(retry_policy=RetryPolicy(attempt_timeout=60))
+    with pytest.raises(KeyboardInterrupt):
+        llm.invoke("hi")
+    gateway.wait_for(lambda g: g.open_connections == 0)
 
 
 def test_an_error_page_that_drips_ends_at_the_deadline(
     twin: Any, any_model: Any, new_hasty_llm: NewLLM, method: str, monkeypatch: Any
 ) -> None:
-    """A refusal is read within the same limit as an answer."""
-    is_over = threading.Event()
+    """A refusal is read within the same limit as an answer, and then cut off."""
+    is_over, was_cut_off = threading.Event(), threading.Event()
 
     def drip(_: Relay, client: socket.socket) -> None:
         client.recv(65536)
         head = b"HTTP/1.1 503 Busy\r\ncontent-type: text/html\r\n"
         client.sendall(head + b"content-length: 100000\r\n\r\n")
-        while not is_over.wait(0.02):
-            client.sendall(b" ")
+        try:
+            while not is_over.wait(0.02):
+                client.sendall(b" ")
+        except OSError:
+            was_cut_off.set()
 
     monkeypatch.setattr(Relay, "serve", drip)
     with Relay("http://127.0.0.1:0") as server:
         llm = new_hasty_llm(any_model, **base_url(any_model, server.url))
         ends_in_time(lambda: getattr(twin, method)(llm, "hi"))
+        assert was_cut_off.wait(5)
         is_over.set()
 
 
