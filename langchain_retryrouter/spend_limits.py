@@ -1,7 +1,7 @@
 """`SpendLimit`: money that may be spent in an hour, a day or a month.
 
 An attempt reserves what it may cost before it is sent, and settles what it has cost
-when it is over. `_router/costs.py` asks the limits of a call's routes.
+when it is over. `_router/limits.py` asks the limits of a call's routes.
 """
 
 from __future__ import annotations
@@ -41,15 +41,20 @@ class Price(NamedTuple):
 
 @dataclass(slots=True)
 class SpendReservation:
-    """The money of one attempt; settled once."""
+    """The money of one attempt; settled once, with the estimate if it is lost."""
 
     limit: SpendLimit
-    began: float
+    period: object
+    estimate: float
     most: float
 
     def settle(self, cost: float) -> None:
         """The attempt is over, and cost so much."""
         self.limit.settle(self, cost)
+
+    def __del__(self) -> None:
+        """Nobody waits for its end, as in an event loop that was closed before it."""
+        self.settle(self.estimate)
 
 
 class SpendLimit(Shareable):
@@ -113,13 +118,9 @@ class SpendLimit(Shareable):
         require("name", name, "a string", is_met=isinstance(name, str))
         super().__init__(name)
         self.amount, self.per = float(amount), per
-        self._clock = clock
-        self._began, self._ends = 0.0, -math.inf
-        self._spent = 0.0
-        self._held = 0.0  # What attempts in flight may come to.
-        self._in_flight = 0
+        self._clock = clock or SYSTEM_CLOCK
         self._processes = 1
-        self._forget_store()
+        self._begin(self._clock.time())
         self._use(store)
 
     @property
@@ -146,7 +147,7 @@ class SpendLimit(Shareable):
         """Seconds until the next period."""
         with self._lock:
             self._roll()
-            return self._ends - self._now()
+            return self._ends - self._clock.time()
 
     def reserve(self, price: Price) -> SpendReservation | Refusal:
         """Money for an attempt, or why there is none, and for how many seconds.
@@ -174,7 +175,7 @@ class SpendLimit(Shareable):
         if price.estimate > self._has() - self._spent - self._held + _ROUNDING:
             return None
         # Those who come now see what this one may come to.
-        one = SpendReservation(self, self._began, max(price))
+        one = SpendReservation(self, self._period, price.estimate, max(price))
         self._held += one.most
         self._in_flight += 1
         self._was_used = True
@@ -182,7 +183,7 @@ class SpendLimit(Shareable):
 
     def _may_lease(self, price: Price) -> bool:
         """Whether the store may have what an attempt needs, as far as is known."""
-        was_refused = self._refused_at >= self._now() - _ASK_AGAIN
+        was_refused = self._refused_at >= self._clock.time() - _ASK_AGAIN
         may_lease = self._is_answering() and (self._is_asking or not was_refused)
         return may_lease and price.estimate <= self.amount
 
@@ -194,7 +195,7 @@ class SpendLimit(Shareable):
             f"an attempt may cost {price.estimate:.4g}, and {self} has"
             f" {max(0.0, left - self._held):.4g} left"
         )
-        wait = self._ends - self._now()
+        wait = self._ends - self._clock.time()
         ends = f"; it resets in {wait:.0f} s"
         if price.estimate <= left and (count := self._in_flight):
             attempts = f"{count} attempt{'s' * (count != 1)} in flight"
@@ -219,24 +220,24 @@ class SpendLimit(Shareable):
         """Whether the store is there, and does what it is asked."""
         if self._store is None or not self._store.is_up or self._has_failed:
             return False
-        return not self._is_asking or self._monotonic() - self._asked_at < _LOST
+        return not self._is_asking or self._clock.monotonic() - self._asked_at < _LOST
 
     def settle(self, one: SpendReservation, cost: float) -> None:
         """Count what an attempt has cost, in the period in which it began."""
         with self._lock:
             self._roll()
-            if one.began == self._began and one.most >= 0:
+            if one.period is self._period:
                 self._held = max(0.0, self._held - one.most)
-                self._in_flight = max(0, self._in_flight - 1)
+                self._in_flight -= 1
                 self._spent += cost
-            one.most = -1.0  # A second time changes nothing.
+            one.period = None  # A second time changes nothing.
             excess = self._spent - self._leased
         if self._store is not None and excess > _ROUNDING:
             self._tell(excess, is_forced=True)
 
     def _roll(self) -> None:
         """Begin the next period if this one is over."""
-        now = self._now()
+        now = self._clock.time()
         # A clock that was set back, by less than a period, does not give money back.
         if not 2 * self._began - self._ends <= now < self._ends:
             self._begin(now)
@@ -252,8 +253,15 @@ class SpendLimit(Shareable):
             seconds = _SECONDS.get(str(self.per)) or float(self.per)
             self._began = now // seconds * seconds
             self._ends = self._began + seconds
-        self._spent, self._held, self._in_flight = 0.0, 0.0, 0
+        self._spent = 0.0
+        self._forget_attempts()
         self._forget_store()
+
+    def _forget_attempts(self) -> None:
+        """Begin with nothing in flight; what was counts nowhere any more."""
+        self._period = object()
+        self._in_flight = 0
+        self._held = 0.0  # What attempts in flight may come to.
 
     # --- over a store ---
 
@@ -272,7 +280,7 @@ class SpendLimit(Shareable):
         with self._lock:
             if self._is_asking:
                 return
-            self._is_asking, self._asked_at = True, self._monotonic()
+            self._is_asking, self._asked_at = True, self._clock.monotonic()
             missing = self._spent + self._held + needed - self._leased
             more = max(missing, self._chunk())
         self._tell(more)
@@ -282,7 +290,7 @@ class SpendLimit(Shareable):
         if store is None:
             return
         with self._lock:
-            began, ends = self._began, int(1000 * (self._ends - self._now()))
+            began, ends = self._began, int(1000 * (self._ends - self._clock.time()))
             known = [self._made, self._leased]
             if is_forced or delta <= 0:
                 self._leased += delta
@@ -297,7 +305,7 @@ class SpendLimit(Shareable):
                 if is_lease and is_current and reply is not None:
                     self._leased += reply[1]
                     if reply[1] < delta:
-                        self._refused_at = self._now()
+                        self._refused_at = self._clock.time()
                 elif not is_lease and is_current and reply is None:
                     self._leased -= delta  # It is reported again.
             if reply is not None:
@@ -332,30 +340,21 @@ class SpendLimit(Shareable):
     def forked(self) -> None:
         """This is the child of a fork: the parent keeps the attempts and the lease."""
         super().forked()
-        self._held, self._in_flight = 0.0, 0
+        self._forget_attempts()
         if self._store is not None:
             self._spent = 0.0
             self._forget_store()
 
-    def _now(self) -> float:
-        return (self._clock or SYSTEM_CLOCK).time()
-
-    def _monotonic(self) -> float:
-        return (self._clock or SYSTEM_CLOCK).monotonic()
-
     def __getstate__(self) -> dict[str, Any]:
-        """The numbers and what was spent, without the clock and what is in flight."""
+        """The numbers and what was spent, without the clock."""
         with self._lock:
-            state = {**vars(self), "_clock": None, "_held": 0.0, "_in_flight": 0}
-        del state["_lock"]
-        if self._store is not None:  # The lease stays here.
-            state |= {"_spent": 0.0, "_ends": -math.inf, "_is_asking": False}
-        return state
+            return {n: v for n, v in vars(self).items() if n not in {"_lock", "_clock"}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore them."""
-        vars(self).update(state)
+        """Restore them; the attempts and the lease stay where they are."""
+        vars(self).update(state, _clock=SYSTEM_CLOCK)
         Locked.__init__(self)
+        self.forked()
         if self._store is not None:
             self._store.watch(self)
 

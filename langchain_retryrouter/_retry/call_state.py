@@ -90,6 +90,8 @@ class CallState(CallLog):
         is_raised: Whether the last failure is for the caller to see.
     """
 
+    _has_begun = False
+
     def __init__(
         self,
         policy: RetryPolicy,
@@ -121,7 +123,6 @@ class CallState(CallLog):
         self.position = 0
         self.decision: Decision | None = None
         self.is_raised = False
-        self._has_begun = False
         self._actions = actions or {}
         self._request_hash = request_hash
         self._reserve_money = reserve
@@ -141,6 +142,11 @@ class CallState(CallLog):
         self._hedge: AttemptRecord | None = None
         self._spent = 0.0
         self._counted: set[int] = set()  # Breakers at which this call counted.
+
+    def __del__(self) -> None:
+        """A call that was lost, as by a loop that is closed before a stream is."""
+        if self._has_begun:
+            self.cancelled()
 
     def open(self) -> None:
         """The call begins, or goes on with the next pass of a stream."""

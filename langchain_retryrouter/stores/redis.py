@@ -16,6 +16,7 @@ import importlib
 import inspect
 import json
 import logging
+import pickle
 import queue
 import threading
 import time
@@ -604,7 +605,20 @@ class RedisStore(OneForAll):
         self._lane.leave(id(self))
 
     def __getstate__(self) -> tuple[_Address, str, bool]:
-        """The address and the namespace, and whether a model closes it."""
+        """The address and the namespace, and whether a model closes it.
+
+        Raises:
+            TypeError: The client has settings that cannot be pickled.
+        """
+        try:
+            pickle.dumps(self._address)
+        except Exception as error:
+            msg = (
+                f"{self!r} cannot be pickled, since the client that it was made of has"
+                " settings that cannot, as one of Redis Sentinel: make it of a URL, or"
+                " make the store, and what uses it, anew in each process"
+            )
+            raise TypeError(msg) from error
         return self._address, self.namespace, self.closes_with_model
 
     def __setstate__(self, state: tuple[_Address, str, bool]) -> None:

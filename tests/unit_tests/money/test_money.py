@@ -4,6 +4,7 @@ import asyncio
 import copy
 import dataclasses
 import functools
+import gc
 import itertools
 import json
 import operator
@@ -456,7 +457,7 @@ def test_a_clock_that_is_turned_back_gives_no_money_back() -> None:
 def test_a_forked_process_has_nothing_in_flight() -> None:
     """What its parent's attempts hold is not held in the child for ever."""
     limit = SpendLimit(10)
-    limit.reserve(Price(1, 9))
+    one = limit.reserve(Price(1, 9))
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -465,6 +466,7 @@ def test_a_forked_process_has_nothing_in_flight() -> None:
     os.waitpid(child, 0)
     assert os.read(read, 100) == b"10.0"
     assert limit.left == 1
+    assert isinstance(one, SpendReservation)
 
 
 @pytest.mark.parametrize("where", ["router", "inside", "inside of a route"])
@@ -586,6 +588,32 @@ def test_a_rate_limiter_is_asked_once_while_money_is_waited_for(
     env.gateway.script(Status(503))
     assert len(env.log(way, router).attempts) == 2
     assert len(asked) == 3
+
+
+def test_held_money_is_not_waited_for_without_an_end(env: Env) -> None:
+    """A call without a deadline waits for `max_retry_after` seconds in all."""
+    limit, clock = SpendLimit(10 * COST), FakeClock()
+    held = limit.reserve(Price(COST, 9.5 * COST))
+    router = new_router(
+        env.route(model={"max_tokens": 5}),
+        spend_limit=limit,
+        clock=clock,
+        retry_policy=RetryPolicy(max_retry_after=2),
+    )
+    with pytest.raises(SpendLimitError, match="1 attempt in flight may take the rest"):
+        env.invoke(router, "hi")
+    assert 1.9 < sum(clock.sleeps) <= 2
+    assert isinstance(held, SpendReservation)
+
+
+def test_a_lost_attempt_counts_with_its_estimate() -> None:
+    """Nobody settles that of a stream whose event loop was closed."""
+    limit = SpendLimit(10)
+    one: Any = limit.reserve(Price(1, 9))
+    assert limit.left == 1
+    del one
+    gc.collect()
+    assert (limit.spent, limit.left) == (1, 9)
 
 
 def crowd(*routers: RetryRouter, is_async: bool = False) -> Counter[str]:
@@ -855,7 +883,8 @@ def test_a_store_that_does_nothing_leaves_each_process_its_share(cls: Any) -> No
     if cls is SilentStore:
         assert isinstance(limit.reserve(Price(6, 6)), Refusal)
         clock.advance(1)
-    assert isinstance(limit.reserve(Price(6, 6)), SpendReservation)
+    one = limit.reserve(Price(6, 6))
+    assert isinstance(one, SpendReservation)
     refusal = limit.reserve(Price(6, 6))
     assert isinstance(refusal, Refusal)
     assert "1 attempt in flight may take the rest" in refusal.reason

@@ -7,6 +7,7 @@ import pytest
 from langchain_retryrouter import (
     CircuitBreaker,
     FailureKind,
+    RateLimit,
     RateLimitError,
     RetryBudget,
     RetryEvent,
@@ -16,8 +17,10 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.health import RouteState
+from langchain_retryrouter._retry.limits import call_limits
 from langchain_retryrouter.errors import BASE_ERRORS
 from langchain_retryrouter.failures import FAILURE_ACTIONS, Failure
+from langchain_retryrouter.rate_limits import Size
 from langchain_retryrouter.testing import FakeClock
 
 from .scripted import Engine, Script, failures
@@ -168,6 +171,25 @@ def test_a_failure_of_the_call_cancels_its_hedge(clock: FakeClock) -> None:
     lines = [(record.route, record.outcome) for record in state.records]
     assert lines == [("a", "timeout"), ("b", "cancelled")]
     assert state.admit() is None
+
+
+def test_a_call_that_is_lost_holds_nothing(clock: FakeClock) -> None:
+    """Nobody ends that of a stream whose event loop was closed: it would hold for ever.
+
+    That is the probe of a breaker, and the place in a rate limit.
+    """
+    breaker = CircuitBreaker(clock=clock)
+    breaker.open_for(30)
+    clock.advance(30)
+    places = RateLimit(max_concurrency=1, clock=clock)
+    for _ in range(2):
+        limits = call_limits([[places]], lambda _: Size())
+        state = routed(clock, "a", breakers={"a": breaker}, limits=limits)
+        state.open()
+        assert state.admit() is None
+        assert places.in_flight == 1
+        del state
+    assert places.in_flight == 0
 
 
 def test_an_interrupted_stream_continues_where_it_may(clock: FakeClock) -> None:

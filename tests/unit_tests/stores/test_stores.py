@@ -1,5 +1,6 @@
 """The stores: threads and connections, keys, and what they do when something fails."""
 
+import contextlib
 import copy
 import functools
 import importlib.util
@@ -17,6 +18,7 @@ import redis
 import redis.asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from redis.sentinel import Sentinel
 
 from langchain_retryrouter import (
     CircuitBreaker,
@@ -153,6 +155,29 @@ def test_copies(clock: FakeClock) -> None:
     assert (copies[1].name, copies[1].quorum, copies[1].is_shared) == ("a", 3, True)
     assert [repr(one) for one in copies] == [repr(budget), repr(breaker)]
     redis_store.close()
+
+
+class LocalConnection(redis.Connection):
+    """A class that another process cannot import, see below."""
+
+
+LocalConnection.__qualname__ = "main.<locals>.LocalConnection"
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        Sentinel([("127.0.0.1", 1)]).master_for("any"),
+        redis.Redis(connection_pool=redis.ConnectionPool(LocalConnection, port=1)),
+    ],
+    ids=["sentinel", "class"],
+)
+def test_a_store_of_a_client_that_cannot_be_pickled_says_so(client: Any) -> None:
+    """The error says what to do instead; a deep copy of the store is the store."""
+    with contextlib.closing(RedisStore(client)) as store:
+        assert copy.deepcopy(store) is store
+        with pytest.raises(TypeError, match=r"make the store.* anew in each process"):
+            pickle.dumps(CircuitBreaker(name="a", store=store))
 
 
 def test_redis_that_is_away_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
