@@ -162,12 +162,13 @@ class LocalConnection(redis.Connection):
 
 
 LocalConnection.__qualname__ = "main.<locals>.LocalConnection"
+SENTINEL: Any = Sentinel  # Without types.
 
 
 @pytest.mark.parametrize(
     "client",
     [
-        Sentinel([("127.0.0.1", 1)]).master_for("any"),
+        SENTINEL([("127.0.0.1", 1)]).master_for("any"),
         redis.Redis(connection_pool=redis.ConnectionPool(LocalConnection, port=1)),
     ],
     ids=["sentinel", "class"],
