@@ -38,7 +38,7 @@ modules of their own because importing them imports the SDK.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 from langchain_core.exceptions import (
@@ -54,9 +54,7 @@ from langchain_core.exceptions import (
     ModelTimeoutError,
     OutputParserException,
 )
-from pydantic import ValidationError, ValidatorFunctionWrapHandler
 
-from langchain_retryrouter import _json
 from langchain_retryrouter.failures import Failure, FailureKind
 
 if TYPE_CHECKING:
@@ -361,110 +359,3 @@ def sdk_error(
     made: type[RetryRouterError] = type(name, (ours, *others), facts)
     namespace[name] = made
     return made
-
-
-MASK: Final = "***"
-SHORTEST_SECRET: Final = 8
-"""A shorter key, such as the "EMPTY" of local servers, is not secret, and would be
-found in every other word."""
-_CUT: Final = "…"
-_LONGEST_WORD: Final = 16
-_NO_NUMBER: Final = "Input should be a valid number"
-
-
-def mask(secrets: Iterable[str], error: BaseException) -> None:
-    """Take `secrets` out of an error, its causes and contexts, wherever they print.
-
-    Those shorter than `SHORTEST_SECRET` are not hidden.
-    """
-    long = [one for one in secrets if len(one) >= SHORTEST_SECRET]
-    if long:
-        mask_with(lambda text: redact_text(long, text), error)
-
-
-def mask_with(hide: Callable[[str], str], error: BaseException) -> None:
-    """Let `hide` rewrite all texts that a traceback of `error` may print."""
-    pending, seen = [error], set()
-    while pending:
-        step = pending.pop()
-        if id(step) in seen:
-            continue
-        seen.add(id(step))
-        args = tuple(rewrite(hide, _json.cut(arg)) for arg in step.args)
-        if args != step.args:
-            step.args = args
-        attributes = getattr(step, "__dict__", {})
-        for name, value in list(attributes.items()):
-            if isinstance(value, str | dict | list):
-                attributes[name] = rewrite(hide, _json.cut(value))
-        # httpcore's have h11's exception as their argument, and print it.
-        group = step.exceptions if isinstance(step, BaseExceptionGroup) else ()
-        linked = (step.__cause__, step.__context__, *step.args, *group)
-        pending += [one for one in linked if isinstance(one, BaseException)]
-
-
-def rewrite(hide: Callable[[str], str], value: Any) -> Any:
-    """`value`, a text or JSON, with its texts as `hide` makes them."""
-    if isinstance(value, str):
-        return hide(value)
-    if isinstance(value, Mapping):
-        return {rewrite(hide, k): rewrite(hide, item) for k, item in value.items()}
-    if isinstance(value, list):
-        return [rewrite(hide, item) for item in value]
-    return value
-
-
-def redact_text(secrets: Iterable[str], text: str) -> str:
-    """`text` with stars instead of `secrets`."""
-    for secret in secrets:
-        text = text.replace(secret, MASK)
-        if _CUT in text:
-            # An excerpt may have ended in the middle of it.
-            for length in range(len(secret) - 1, SHORTEST_SECRET - 1, -1):
-                text = text.replace(f"{secret[:length]}{_CUT}", f"{MASK}{_CUT}")
-    return text
-
-
-def shown(value: Any) -> str:
-    """A refused value in a message; only its type if it may be, or hold, a secret."""
-    is_short = isinstance(value, str) and len(value) < SHORTEST_SECRET
-    if is_short or isinstance(value, int | float | None):
-        return repr(value)
-    return f"of type {type(value).__name__}"
-
-
-def name_value(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """Check a field that takes no secret, for `field_validator(..., mode="wrap")`.
-
-    The error names the value, which pydantic does not in classes whose other fields
-    may hold keys.
-    """
-    try:
-        return check(value)
-    except ValidationError as error:
-        if not isinstance(value, int | float | str):
-            raise
-        said = error.errors(include_url=False)[0]["msg"]
-    raise _refusal(said, value)
-
-
-def refuse_bool(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """As `name_value`, for numbers: neither True nor False is one."""
-    if isinstance(value, bool):
-        raise _refusal(_NO_NUMBER, value)
-    return name_value(value, check)
-
-
-def check_number(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """As `refuse_bool`, for fields that never took texts: "1" is no number either."""
-    if isinstance(value, str):
-        raise _refusal(_NO_NUMBER, value)
-    return refuse_bool(value, check)
-
-
-def _refusal(said: str, value: Any) -> ValueError:
-    """Names the value; of a text that may be a key by mistake, its beginning."""
-    is_text = isinstance(value, str) and len(value) >= SHORTEST_SECRET
-    if is_text and not (len(value) <= _LONGEST_WORD and value.isidentifier()):
-        return ValueError(f"{said}, not {value[: SHORTEST_SECRET - 1]!r}{_CUT}")
-    return ValueError(f"{said}, not {value!r}")

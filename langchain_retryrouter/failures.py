@@ -193,16 +193,19 @@ _BY_WORDS: Final = tuple(
         (
             FailureKind.QUOTA,
             (
-                r"exceeded your current quota",
+                r"exceeded your current quota|\bfree (?:\w+ )?quota",
                 r"insufficient (?:quota|balance|credit|fund)",
-                r"(?:credit|balance).{0,30}(?:too low|exhausted|depleted)",
-                r"used all available credits|(?:out of|any|enough) credits",
-                r"(?:spend(?:ing)?|usage|credit) limit",
+                # What is given once, or for a day or longer, and is used up.
+                r"(?:credit|balance).{0,30}(?:too low|exhausted|depleted|\$0)",
+                r"(?:credits|trial|free tier).{0,30}(?:exhausted|used up|expired)",
+                r"(?:out of|any|enough|used (?:all|up)|depleted)(?: \w+){0,4} credits",
+                r"used up(?: \w+){0,4} (?:allocation|allowance)",
+                r"(?:spend(?:ing)?|usage|credit) (?:limit|quota)",
                 r"\bbilling\b",
                 r"payment required",
                 r"quota reached|budget (?:has been )?exceeded|arrearage|good standing",
-                r"(?:per|/)[ -]?(?:day|month)",
-                r"\b(?:daily|monthly) .{0,30}(?:limit|quota)",
+                r"(?:per|/)[ -]?(?:day|week|month|24 ?h)",
+                r"\b(?:daily|weekly|monthly|today's) .{0,30}(?:limit|quota|allo[cw])",
             ),
         ),
         (
@@ -240,7 +243,9 @@ _BY_WORDS: Final = tuple(
         ),
     )
 )
-_SHORT_WINDOW: Final = re.compile(r"per ?(?:second|minute|hour)\b")
+_SHORT_WINDOW: Final = re.compile(
+    r"(?:per|/) ?(?:sec(?:ond)?|min(?:ute)?|hour)\b|\d (?:rpm|tpm)\b"
+)
 _LONGEST_TEXT: Final = 10_000
 
 

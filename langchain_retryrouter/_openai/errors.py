@@ -16,7 +16,12 @@ import openai
 
 from langchain_retryrouter import errors
 from langchain_retryrouter._providers import errors as reports
-from langchain_retryrouter.errors import RetryRouterError, mask
+from langchain_retryrouter._secrets import (
+    mask,
+)
+from langchain_retryrouter.errors import (
+    RetryRouterError,
+)
 from langchain_retryrouter.failures import FailureKind
 
 

@@ -27,16 +27,18 @@ from langchain_retryrouter._http import (
     read_transport_error,
 )
 from langchain_retryrouter._retry.retry_after import read_advice, read_wait
-from langchain_retryrouter.errors import (
-    BASE_ERRORS,
+from langchain_retryrouter._secrets import (
     MASK,
     SHORTEST_SECRET,
-    ErrorFamily,
-    RetryRouterError,
-    UnknownError,
     mask_with,
     redact_text,
     rewrite,
+)
+from langchain_retryrouter.errors import (
+    BASE_ERRORS,
+    ErrorFamily,
+    RetryRouterError,
+    UnknownError,
 )
 from langchain_retryrouter.failures import FailureKind, classify, is_retryable
 

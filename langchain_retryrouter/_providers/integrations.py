@@ -19,7 +19,9 @@ from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
 from pydantic import SecretStr, ValidationError
 
-from langchain_retryrouter.errors import redact_text
+from langchain_retryrouter._secrets import (
+    redact_text,
+)
 from langchain_retryrouter.policy import RetryPolicy
 
 Method: TypeAlias = Literal["generate", "stream"]

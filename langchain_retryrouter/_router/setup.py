@@ -17,8 +17,10 @@ from langchain_retryrouter._router.limits import OutputMeans, no_price
 from langchain_retryrouter._router.preflight import TokenCounter
 from langchain_retryrouter._router.route import Accept, Route
 from langchain_retryrouter._router.strategies import RouteOrder, RoutePlace
+from langchain_retryrouter._secrets import (
+    shown,
+)
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
-from langchain_retryrouter.errors import shown
 from langchain_retryrouter.failures import FailureAction, FailureKind
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 from langchain_retryrouter.rate_limits import RateLimit

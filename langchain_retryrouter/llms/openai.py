@@ -39,7 +39,12 @@ from langchain_retryrouter._openai.protocol import update_token_usage
 from langchain_retryrouter._prices import write_costs
 from langchain_retryrouter._retry import engine, streaming
 from langchain_retryrouter._retry.timeouts import agather_bounded, gather_bounded
-from langchain_retryrouter.errors import InvalidRequestError, refuse_bool
+from langchain_retryrouter._secrets import (
+    refuse_bool,
+)
+from langchain_retryrouter.errors import (
+    InvalidRequestError,
+)
 from langchain_retryrouter.failures import FailureKind
 from langchain_retryrouter.llms._call import Call, chunk_info
 from langchain_retryrouter.llms._connection import (

@@ -15,6 +15,7 @@ from langchain_core import exceptions as langchain
 from langchain_retryrouter import errors
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter._openai.errors import OPENAI_ERRORS
+from langchain_retryrouter._secrets import mask
 from langchain_retryrouter.errors import BASE_ERRORS, ErrorFamily, RetryRouterError
 from langchain_retryrouter.failures import Failure, FailureKind, is_retryable
 
@@ -183,7 +184,7 @@ def test_no_traceback_shows_a_key() -> None:
     held = HeldError(f"Illegal header value b'{KEY}\\n'")
     error.__cause__ = Exception(held)
     error.__cause__.__context__ = ExceptionGroup("two", [ValueError(KEY), held])
-    errors.mask([KEY], error)
+    mask([KEY], error)
     printed = "".join(traceback.format_exception(error))
     assert printed.count("***") >= 4
     assert KEY not in f"{printed} {error.body} {error.message}"
@@ -192,7 +193,7 @@ def test_no_traceback_shows_a_key() -> None:
 def test_a_short_key_is_not_hidden() -> None:
     """The "EMPTY" of local servers is not a secret, and may be a word of the text."""
     error = errors.ServerError("EMPTY answer")
-    errors.mask(["EMPTY"], error)
+    mask(["EMPTY"], error)
     assert str(error) == "EMPTY answer"
 
 

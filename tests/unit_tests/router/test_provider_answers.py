@@ -30,6 +30,14 @@ def test_an_answer_has_its_kind_and_its_wait(entry: dict[str, Any], way: Way) ->
     check(error, entry)
 
 
+@pytest.mark.parametrize("entry", DATA["wordings"])
+def test_a_wording_has_its_kind(entry: dict[str, Any]) -> None:
+    """Each provider's words for a kind are known, with the seconds that they name."""
+    report = read_response(entry["status"], entry.get("headers", {}), entry["body"])
+    assert report.kind == entry["kind"]
+    assert report.retry_after == entry.get("asked")
+
+
 @pytest.mark.parametrize("entry", DATA["events"], ids=lambda entry: entry["name"])
 def test_an_event_is_an_error_or_not(entry: dict[str, Any]) -> None:
     """Every dialect of an error inside a stream is known, and no chunk is one."""
