@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
+    AsyncCallbackManagerForChainRun,
     AsyncCallbackManagerForLLMRun,
     BaseCallbackHandler,
     CallbackManager,
@@ -202,8 +203,18 @@ class _AttemptRuns(CallObserver):
             self._runs[number] = manager.on_chain_start(None, inputs, name=name)
             return
 
+        run_id = uuid7()
+        # Known before it starts: if the call is cancelled meanwhile, it is ended.
+        self._runs[number] = AsyncCallbackManagerForChainRun(
+            run_id=run_id,
+            handlers=manager.handlers,
+            inheritable_handlers=manager.inheritable_handlers,
+            parent_run_id=manager.parent_run_id,
+            tags=manager.tags,
+        )
+
         async def start() -> None:
-            self._runs[number] = await manager.on_chain_start(None, inputs, name=name)
+            await manager.on_chain_start(None, inputs, run_id, name=name)
 
         self._later.append(start)
 

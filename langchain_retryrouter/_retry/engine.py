@@ -10,26 +10,20 @@ import asyncio
 import contextlib
 import copy
 import math
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import (
-    Any,
-    NamedTuple,
-    NoReturn,
-    Protocol,
-    TypeAlias,
-    TypeVar,
-    runtime_checkable,
-)
+from functools import partial
+from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 
+from langchain_core.rate_limiters import BaseRateLimiter
 from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
 
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.limits import CallLimits
 from langchain_retryrouter._retry.retry_after import Headers
 from langchain_retryrouter._retry.timeouts import (
+    WORKER_JOB,
     TimeLimitError,
-    on_abort,
     run_with_timeout,
 )
 from langchain_retryrouter.circuit_breaker import Refusal
@@ -40,7 +34,6 @@ from langchain_retryrouter.rate_limits import (
     RateLimit,
     RequestTooLargeError,
     Reservation,
-    Size,
 )
 
 Notify: TypeAlias = Callable[[RetryCallState], None]
@@ -48,47 +41,20 @@ ANotify: TypeAlias = Callable[[RetryCallState], Awaitable[None]]
 
 T = TypeVar("T")
 
-# Seconds between two questions to a rate limiter whose own wait knows no deadline.
+Step: TypeAlias = tuple[Callable[[], Any], Callable[[], Awaitable[Any]]]
+"""What is to be done before an attempt: by sync code, and by async code."""
+
+# Seconds between two questions to a rate limiter that must not block.
 _RATE_LIMITER_INTERVAL = 0.1
-_A_MOMENT = 0.01
-
-
-class RateLimiter(Protocol):
-    """Decides when a request may be sent; LangChain's `BaseRateLimiter` is one."""
-
-    def acquire(self, *, blocking: bool = True) -> bool:
-        """Whether a request may be sent: now, or when the wait for it is over."""
-
-    async def aacquire(self, *, blocking: bool = True) -> bool:
-        """Async variant of `acquire`."""
+_A_MOMENT = 0.01  # Seconds that a store may take to answer: no wait to report.
 
 
 class LimiterWait(NamedTuple):
     """A wait for a rate limit; `seconds` is None if its end is not known."""
 
     limit: RateLimit
-    size: Size
-    patience: float | None
     route: str | None
     seconds: float | None
-
-    @property
-    def is_long(self) -> bool:
-        """Whether it is more than the time that a store takes to answer."""
-        return self.seconds is None or self.seconds > _A_MOMENT
-
-
-Step: TypeAlias = float | bool | LimiterWait
-"""Before an attempt: wait for so many seconds; ask the rate limiter, which may block
-or not; or reserve."""
-
-
-@runtime_checkable
-class WaitListener(Protocol):
-    """A `Notify` or `ANotify` that takes waits for rate limits, too."""
-
-    def limiter_wait(self, wait: LimiterWait) -> Any:
-        """Called before the wait, and awaited if it is async."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +80,7 @@ class RetryContext:
         asked: Returns the model that a failed attempt has asked, or None if that is
             not known, where `route` may be wrong.
         on_failure: Called with each failure that another attempt follows.
-        rate_limiter: Asked before each attempt.
+        rate_limiters: What is asked before an attempt on each route.
         should_failover: Whether an error that is final for its model may be followed
             by an attempt on another one.
         action: Returns what to do after an error instead of the action for its kind;
@@ -131,7 +97,7 @@ class RetryContext:
     route: Callable[[], str | None] = lambda: None
     asked: Callable[[RetryRouterError], str | None] | None = None
     on_failure: Callable[[RetryRouterError], None] = lambda _: None
-    rate_limiter: RateLimiter | None = None
+    rate_limiters: Sequence[BaseRateLimiter | None] = ()
     should_failover: Callable[[RetryRouterError], bool] = lambda _: False
     action: Callable[[RetryRouterError], FailureAction | None] = lambda _: None
     on_last: Callable[[Any], object] | None = None
@@ -144,29 +110,39 @@ class RetryContext:
             self.call_state.end(error)
 
     async def aend(self, error: BaseException | None = None) -> None:
-        """Async variant of `end`, which observers may await before."""
+        """Async variant of `end`; a task that is cancelled tells the observers, too."""
         try:
-            await self.call_state.flush()
+            if self.call_state.observers:
+                await asyncio.shield(self.call_state.flush())
         finally:
-            self.end(error)  # Also if the task is cancelled just now.
+            self.end(error)
 
 
 class RetryController:
-    """Retry decisions of one call, shared by the sync and async engine."""
+    """Retry decisions of one call, shared by the sync and async engine.
 
-    def __init__(self, context: RetryContext, *, is_stream: bool) -> None:
+    `notify` is called before each wait; it may have a method `limiter_wait` that is
+    called before a wait for a rate limit. Both are awaited if the call is async.
+    """
+
+    def __init__(
+        self, context: RetryContext, notify: Any = None, *, is_stream: bool
+    ) -> None:
         self.context = context
         self.call_state = context.call_state
+        self.notify = notify
         self.is_stream = is_stream
         self._last_error: RetryRouterError | None = None
         self._may_have_run = False  # What any failed attempt says.
         self._is_over = False
+        self._job = WORKER_JOB.get()  # If this call serves an attempt of another one.
         self._turn_at: int | None = None  # The route whose rate limiter has agreed.
 
-    def begin(self) -> Generator[Step, Any, Attempt]:
+    def begin(self) -> Generator[Step | None, Any, None]:
         """Begin the next attempt, when pauses and rate limits admit it.
 
-        Each step that is yielded is to be done, and its result to be sent.
+        Each step that is yielded is to be done, and its result to be sent; None says
+        that the attempt has begun.
 
         Raises:
             RetryRouterError: There is none, since the deadline is over or all circuit
@@ -174,27 +150,38 @@ class RetryController:
         """
         state = self.call_state
         state.open()
-        while not self._is_over:
+        while not self._has_ended():
             while wait := state.hold_wait():
-                yield wait
-            while not (state.is_reserved or state.will_be_refused()):
-                yield from self._reserve()
-                yield from self._take_turn()
-            if state.limits is None and self.context.rate_limiter is not None:
-                yield from self._take_turn()
+                yield self._wait(wait)
+            if state.limits is not None or any(self.context.rate_limiters):
+                yield from self._pass_limits()
             if self._last_error is not None and state.remaining() <= 0:
                 self._stop("the deadline is over")
             refusal = state.admit(self.context.route())
             if refusal is None:
                 self._turn_at = None
-                timeout = state.attempt_timeout(is_stream=self.is_stream)
-                return Attempt(state.attempts, timeout, state.header_reader())
+                yield None
+                return
             wait = state.wait_after(refusal)
             if not wait:
                 self._refuse(refusal)
-            yield wait
+            yield self._wait(wait)
         reason = "the call was given up"
         self._stop(reason, reason)
+
+    def attempt(self) -> Attempt:
+        """The attempt that has begun; its time limit counts from now."""
+        state = self.call_state
+        timeout = state.attempt_timeout(is_stream=self.is_stream)
+        return Attempt(state.attempts, timeout, state.header_reader())
+
+    def _has_ended(self) -> bool:
+        """Whether there is no further attempt, or no thread that waits for it."""
+        return self._is_over or (self._job is not None and self._job.is_given_up)
+
+    def _wait(self, seconds: float) -> Step:
+        clock = self.call_state.clock
+        return partial(clock.sleep, seconds), partial(clock.asleep, seconds)
 
     def _refuse(self, refusal: Refusal) -> NoReturn:
         """Raise the last error, or one that says what refuses the first attempt."""
@@ -215,29 +202,49 @@ class RetryController:
         msg = f"nothing was sent: {reason}{why}"
         raise self.context.errors[kind](msg, retry_after=asked_for, may_have_run=False)
 
+    def _pass_limits(self) -> Generator[Step, Any, None]:
+        """Wait for the rate limits and the rate limiter of the next route."""
+        while not self.call_state.will_be_refused():
+            yield from self._reserve()
+            yield from self._take_turn()
+            if self.call_state.is_reserved:
+                return
+
     def _take_turn(self) -> Generator[Step, Any, None]:
-        """Ask the rate limiter, once for an attempt."""
+        """Ask the rate limiter of the next route, once for an attempt.
+
+        It may block if there is no deadline and no other route. A route that lets the
+        call wait for longer than `failover_after_wait` is left for the next one.
+        """
         state, clock = self.call_state, self.call_state.clock
-        if (
-            self.context.rate_limiter is None
-            or self._turn_at == state.position
-            or state.will_be_refused()
-        ):
+        policy = state.policy
+        may_block = policy.deadline is None and len(state.routes) == 1
+        began = since = clock.monotonic()
+        if not any(self.context.rate_limiters):
             return
-        began, deadline = clock.monotonic(), state.policy.deadline
-        if deadline is None:
-            if (yield True) is False:
-                reason = "the rate limiter gave no turn"
+        while not (self._turn_at == state.position or state.will_be_refused()):
+            state.skip_refused()
+            has_turn = True
+            if (limiter := self.context.rate_limiters[state.position]) is not None:
+                acquire = partial(limiter.acquire, blocking=may_block)
+                aacquire = partial(limiter.aacquire, blocking=may_block)
+                has_turn = (yield acquire, aacquire) is not False  # None is no refusal.
+            if has_turn:
+                state.waited_for_limiter(clock.monotonic() - began)
+                self._turn_at = state.position
+                return
+            now = clock.monotonic()
+            if now - since >= policy.failover_after_wait and state.failover():
+                since = now
+                continue
+            reason = "the rate limiter gave no turn"
+            if may_block:
                 self._stop(reason, reason, FailureKind.RATE_LIMIT)
-        else:
-            while (yield False) is False:
-                remaining = state.remaining()
-                if remaining <= 0:
-                    why = f"the rate limiter gave no turn within {deadline:g} s"
-                    self._stop("the deadline is over", why)
-                yield min(_RATE_LIMITER_INTERVAL, remaining)
-        state.waited_for_limiter(clock.monotonic() - began)
-        self._turn_at = state.position
+            remaining = state.remaining()
+            if remaining <= 0:
+                why = f"{reason} within {policy.deadline:g} s"
+                self._stop("the deadline is over", why)
+            yield self._wait(min(_RATE_LIMITER_INTERVAL, remaining))
 
     def _reserve(self) -> Generator[Step, Any, None]:
         """Reserve what the next attempt needs, on the route that is free first."""
@@ -246,6 +253,7 @@ class RetryController:
         while not state.is_reserved and (limits := state.limits) is not None:
             state.skip_refused()
             seconds = self._choose_route(limits, is_patient=not has_waited)
+            free_at = clock.monotonic() + seconds
             if limits.try_reserve(state.position):
                 state.waited_for_limiter(has_waited * (clock.monotonic() - began))
                 return
@@ -253,14 +261,23 @@ class RetryController:
             others = len(state.candidates()) > 1
             route = state.next_route or self.context.route()
             known = None if seconds == math.inf else seconds
+            tell = getattr(self.notify, "limiter_wait", None)
             taken: list[Reservation] = []
             try:
                 for limit in limits.routes[state.position]:
-                    left = self._patience(limit, seconds, began)
+                    left = self._patience(limit, free_at, began)
+                    if tell is not None and seconds > _A_MOMENT:
+                        telling = partial(tell, LimiterWait(limit, route, known))
+                        yield telling, telling
+                        # The listener may have taken its time.
+                        left = self._patience(limit, free_at, began)
                     if others and not has_waited:
                         left = min(left, state.policy.failover_after_wait)
                     patience = None if left == math.inf else left
-                    one = yield LimiterWait(limit, size, patience, route, known)
+                    one = yield (
+                        partial(limit.reserve, size, patience),
+                        partial(limit.areserve, size, patience),
+                    )
                     if one is None:
                         break
                     taken.append(one)
@@ -307,25 +324,26 @@ class RetryController:
             state.spill_over(chosen, reason)
         return waits[chosen]
 
-    def _patience(self, limit: RateLimit, seconds: float, began: float) -> float:
+    def _patience(self, limit: RateLimit, free_at: float, began: float) -> float:
         """Seconds that a limit may be waited for; infinite without a deadline."""
-        remaining = self.call_state.remaining()
+        state, now = self.call_state, self.call_state.clock.monotonic()
+        remaining, seconds = state.remaining(), free_at - now
         # What is in flight may give something back, and shorten the wait.
         is_known = seconds < math.inf and not (limit.in_flight or limit.is_shared)
         if remaining <= 0 or (is_known and seconds > remaining):
-            waited = self.call_state.clock.monotonic() - began
             needs = f", and needs {seconds:.1f} s more" if seconds < math.inf else ""
+            waited = f"within {now - began:.1f} s"
             why = (
-                f"the rate limit {limit} gave no turn within {waited:.1f} s{needs};"
-                f" the deadline is {self.call_state.policy.deadline:g} s"
+                f"the rate limit {limit} gave no turn {waited}{needs};"
+                f" the deadline is {state.policy.deadline:g} s"
             )
-            self.call_state.tell("limited", route=self.call_state.next_route)
+            state.tell("limited", route=state.next_route)
             self._stop("the deadline is over", why)
         return remaining
 
     def should_retry(self, error: BaseException) -> bool:
         """Whether to send the request again; the one decision after a failure."""
-        if not isinstance(error, RetryRouterError) or self._is_over:
+        if not isinstance(error, RetryRouterError) or self._has_ended():
             return False
         self._last_error = error
         self._may_have_run = self._may_have_run or error.may_have_run
@@ -348,6 +366,15 @@ class RetryController:
         error = state.outcome.exception() if state.outcome is not None else None
         return not isinstance(error, RetryRouterError)
 
+    def tenacity_rules(self) -> dict[str, Any]:
+        """What tenacity's sync and async loop have in common."""
+        return {
+            "retry": retry_if_exception(self.should_retry),
+            "stop": self.should_stop,
+            "wait": self.delay,
+            "reraise": True,
+        }
+
     def delay(self, _state: RetryCallState | None = None) -> float:
         """Seconds to wait before the next attempt."""
         decision = self.call_state.decision
@@ -364,10 +391,6 @@ class RetryController:
         if hook is not None:
             number, delay = self.call_state.attempt, self.delay()
             hook(RetryEvent(number, error.route, error.kind, error, delay, next_route))
-
-    def abandon(self) -> None:
-        """Make no further attempt: the thread that asked waits for none."""
-        self._is_over = True
 
     def begin_wait(self, seconds: float) -> None:
         """A wait begins, unless a slow listener used up the time for it."""
@@ -437,49 +460,23 @@ class RetryController:
         )
 
 
-def begin(controller: RetryController, notify: Notify | None = None) -> Attempt:
+def begin(controller: RetryController) -> Attempt:
     """Wait for what the next attempt needs, and begin it."""
-    context = controller.context
     answer: Any = None
     with contextlib.closing(controller.begin()) as steps:
-        while not isinstance(step := _next_step(steps, answer), Attempt):
-            answer = None
-            if isinstance(step, LimiterWait):
-                if step.is_long and isinstance(notify, WaitListener):
-                    notify.limiter_wait(step)
-                answer = step.limit.reserve(step.size, step.patience)
-            elif not isinstance(step, bool):
-                context.call_state.clock.sleep(step)
-            elif context.rate_limiter is not None:
-                answer = context.rate_limiter.acquire(blocking=step)
-    return step
+        while (step := steps.send(answer)) is not None:
+            answer = step[0]()
+    return controller.attempt()
 
 
-async def abegin(controller: RetryController, notify: ANotify | None = None) -> Attempt:
-    """Async variant of `begin`."""
-    context = controller.context
+async def abegin(controller: RetryController) -> Attempt:
+    """Async variant of `begin`; what the observers await is no part of the attempt."""
     answer: Any = None
     with contextlib.closing(controller.begin()) as steps:
-        while not isinstance(step := _next_step(steps, answer), Attempt):
-            answer = None
-            if isinstance(step, LimiterWait):
-                if step.is_long and isinstance(notify, WaitListener):
-                    await notify.limiter_wait(step)
-                answer = await step.limit.areserve(step.size, step.patience)
-            elif not isinstance(step, bool):
-                await context.call_state.clock.asleep(step)
-            elif context.rate_limiter is not None:
-                answer = await context.rate_limiter.aacquire(blocking=step)
-    return step
-
-
-def _next_step(steps: Generator[Step, Any, Attempt], answer: Any) -> Step | Attempt:
-    """The step that follows; apart, since a limiter may raise a StopIteration too."""
-    try:
-        return steps.send(answer)
-    except StopIteration as begun:
-        attempt: Attempt = begun.value
-        return attempt
+        while (step := steps.send(answer)) is not None:
+            answer = await step[1]()
+    await controller.call_state.flush()
+    return controller.attempt()
 
 
 def call(
@@ -494,11 +491,11 @@ def call(
         RetryRouterError: The last attempt's own error, with a note that says why there
             was no further attempt.
     """
-    controller = RetryController(context, is_stream=False)
+    controller = RetryController(context, notify, is_stream=False)
     state = context.call_state
 
     def attempt() -> T:
-        attempt = begin(controller, notify)
+        attempt = begin(controller)
 
         def send_attached() -> T:
             if not (state.observers or state.held_by):
@@ -513,9 +510,8 @@ def call(
         except TimeLimitError as error:
             raise controller.timed_out(attempt) from error
 
-    result = run(controller, attempt, notify)
-    if context.ends_call:
-        state.end(None)
+    result = run(controller, attempt)
+    context.end()
     return result
 
 
@@ -525,12 +521,11 @@ async def acall(
     notify: ANotify | None = None,
 ) -> T:
     """Async variant of `call`."""
-    controller = RetryController(context, is_stream=False)
+    controller = RetryController(context, notify, is_stream=False)
     state = context.call_state
 
     async def attempt() -> T:
-        attempt = await abegin(controller, notify)
-        await state.flush()
+        attempt = await abegin(controller)
         with state.attach(attempt.number):
             try:
                 async with asyncio.timeout(attempt.timeout) as limit:
@@ -540,34 +535,25 @@ async def acall(
                     raise
                 raise controller.timed_out(attempt) from error
 
-    result = await arun(controller, attempt, notify)
+    result = await arun(controller, attempt)
     await context.aend()
     return result
 
 
-def run(
-    controller: RetryController, attempt: Callable[[], T], notify: Notify | None
-) -> T:
+def run(controller: RetryController, attempt: Callable[[], T]) -> T:
     """The result of the first attempt that succeeds."""
-    on_abort(controller.abandon)
 
     def before_sleep(state: RetryCallState) -> None:
         controller.call_hook()
-        if notify is not None:
-            notify(copy.copy(state))  # tenacity reuses its own.
+        if controller.notify is not None:
+            controller.notify(copy.copy(state))  # tenacity reuses its own.
 
     def sleep(seconds: float) -> None:
         controller.begin_wait(seconds)
         controller.call_state.clock.sleep(seconds)
 
-    retrying = Retrying(
-        retry=retry_if_exception(controller.should_retry),
-        stop=controller.should_stop,
-        wait=controller.delay,
-        before_sleep=before_sleep,
-        sleep=sleep,
-        reraise=True,
-    )
+    rules = controller.tenacity_rules()
+    retrying = Retrying(**rules, before_sleep=before_sleep, sleep=sleep)
     try:
         result = retrying(attempt)
         if not controller.is_stream:
@@ -579,31 +565,21 @@ def run(
     return result
 
 
-async def arun(
-    controller: RetryController,
-    attempt: Callable[[], Awaitable[T]],
-    notify: ANotify | None,
-) -> T:
+async def arun(controller: RetryController, attempt: Callable[[], Awaitable[T]]) -> T:
     """Async variant of `run`."""
 
     async def before_sleep(state: RetryCallState) -> None:
         await controller.call_state.flush()
         controller.call_hook()
-        if notify is not None:
-            await notify(copy.copy(state))
+        if controller.notify is not None:
+            await controller.notify(copy.copy(state))
 
     async def sleep(seconds: float) -> None:
         controller.begin_wait(seconds)
         await controller.call_state.clock.asleep(seconds)
 
-    retrying = AsyncRetrying(
-        retry=retry_if_exception(controller.should_retry),
-        stop=controller.should_stop,
-        wait=controller.delay,
-        before_sleep=before_sleep,
-        sleep=sleep,
-        reraise=True,
-    )
+    rules = controller.tenacity_rules()
+    retrying = AsyncRetrying(**rules, before_sleep=before_sleep, sleep=sleep)
     try:
         result: T = await retrying(attempt)
         if not controller.is_stream:

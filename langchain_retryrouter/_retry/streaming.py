@@ -219,11 +219,11 @@ def stream(
             a `StreamInterruptedError`, or the error that the stream itself reported,
             with `delivered`.
     """
-    controller = RetryController(context, is_stream=True)
+    controller = RetryController(context, notify, is_stream=True)
     state, error = context.call_state, None
 
     def attempt() -> tuple[_Stream[E], StreamMonitor[E]]:
-        attempt = begin(controller, notify)
+        attempt = begin(controller)
         monitor = StreamMonitor(controller, attempt, new_classifier())
         has_limits = (attempt.timeout, state.policy.stall_timeout) != (None, None)
         with state.attach(attempt.number):
@@ -233,7 +233,7 @@ def stream(
             _open(events, monitor)
         return events, monitor
 
-    events, monitor = run(controller, attempt, notify)
+    events, monitor = run(controller, attempt)
     try:
         monitor.first_token_delivered = True
         yield from monitor.buffer
@@ -292,17 +292,16 @@ async def astream(
     notify: ANotify | None = None,
 ) -> AsyncGenerator[E, None]:
     """Async variant of `stream`."""
-    controller = RetryController(context, is_stream=True)
+    controller = RetryController(context, notify, is_stream=True)
     state, error = context.call_state, None
 
     async def attempt() -> tuple[AEventSource[E], AsyncIterator[E], StreamMonitor[E]]:
-        attempt = await abegin(controller, notify)
-        await state.flush()
+        attempt = await abegin(controller)
         monitor = StreamMonitor(controller, attempt, new_classifier())
         with state.attach(attempt.number):
             return *await _aopen(connect, attempt, monitor), monitor
 
-    source, events, monitor = await arun(controller, attempt, notify)
+    source, events, monitor = await arun(controller, attempt)
     try:
         monitor.first_token_delivered = True
         for event in monitor.buffer:

@@ -78,31 +78,30 @@ class End:
 END = End()
 
 
-class _WorkerJob:
+class WorkerJob:
     """What a worker thread does, and how it is given up."""
 
     def __init__(self) -> None:
         self._aborts: list[Callable[[], object]] = []
-        self._is_given_up = False
+        self.is_given_up = False
 
     def on_abort(self, abort: Callable[[], object]) -> None:
         self._aborts.append(abort)
-        if self._is_given_up:  # Asked after the append, so that none is overlooked.
+        if self.is_given_up:  # Asked after the append, so that none is overlooked.
             _abort_all([abort])
 
     def abort(self) -> None:
-        self._is_given_up = True
+        self.is_given_up = True
         _abort_all(self._aborts)
 
 
-_job: ContextVar[_WorkerJob | None] = ContextVar(
-    "langchain_retryrouter_job", default=None
-)
+WORKER_JOB: ContextVar[WorkerJob | None] = ContextVar("worker_job", default=None)
+"""The job that this thread works for."""
 
 
 def on_abort(abort: Callable[[], object]) -> None:
     """Have `abort` called, by another thread, if the attempt under way is given up."""
-    if (job := _job.get()) is not None:
+    if (job := WORKER_JOB.get()) is not None:
         job.on_abort(abort)
 
 
@@ -124,10 +123,10 @@ def run_in_worker(work: Callable[[], object]) -> Callable[[], None]:
     Returns:
         A function that aborts what `work` has given to `on_abort`.
     """
-    job = _WorkerJob()
+    job = WorkerJob()
     on_abort(job.abort)
     context = copy_context()
-    context.run(_job.set, job)
+    context.run(WORKER_JOB.set, job)
     try:
         jobs = _idle.pop()
     except IndexError:

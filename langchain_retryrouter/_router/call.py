@@ -63,11 +63,7 @@ from langchain_retryrouter._retry.timeouts import (
     EventSource,
     reraise_lost_cancellation,
 )
-from langchain_retryrouter._router.limits import (
-    CallCosts,
-    RouteRateLimiter,
-    limited_policy,
-)
+from langchain_retryrouter._router.limits import CallCosts, limited_policy
 from langchain_retryrouter._router.outcomes import (
     AnswerJudge,
     CallersError,
@@ -263,15 +259,12 @@ class BaseRouterCall:
 
         It is not kept here: a cycle would keep the models' connections open for long.
         """
-        limiter = None
-        if any(route.model.rate_limiter for route in self._routes):
-            limiter = RouteRateLimiter(self._routes, self._state, self._clock)
         return RetryContext(
             self._state,
             errors=BASE_ERRORS,
             on_failure=self._on_failure,
             action=self._action_for,
-            rate_limiter=limiter,
+            rate_limiters=tuple(route.model.rate_limiter for route in self._routes),
             is_buffered=self._router.stream_recovery == "buffer" or self._needs_whole,
             ends_call=False,
         )

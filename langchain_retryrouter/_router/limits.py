@@ -1,4 +1,4 @@
-"""What limits the attempts of one call: time, money, rate limits and rate limiters.
+"""What limits the attempts of one call: time and money.
 
 `CallCosts` prices the lines of an attempt log. If the call has a `max_cost`, or its
 routes a `SpendLimit`, it also reserves an estimate before each attempt, and settles it
@@ -14,12 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from langchain_core.messages.utils import count_tokens_approximately
-from langchain_core.rate_limiters import BaseRateLimiter
 
 from langchain_retryrouter._prices import FixedPrices, cost_of_attempt, tokens_of
 from langchain_retryrouter._retry.call_log import AttemptRecord
-from langchain_retryrouter._retry.call_state import CallState
-from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._retry.limits import HELD_LIMITS
 from langchain_retryrouter._router.preflight import ModelRequest
 from langchain_retryrouter._router.route import Route
@@ -36,7 +33,6 @@ _DEFAULT_LIMITS: Final = (300.0, 60.0, 60.0)  # Of an attempt, first token, and 
 _MOST_OUTPUT: Final = 4096  # Tokens of an answer at most, where nothing says it.
 _LEARNING: Final = 0.2  # The weight of the last answer in the mean.
 _MARGIN: Final = 3  # Tokens of a prompt at most, as a multiple of the estimate.
-_LIMITER_INTERVAL: Final = 0.1  # Seconds between two questions to a rate limiter.
 
 
 def limited_policy(policy: RetryPolicy, places: int) -> RetryPolicy:
@@ -228,59 +224,3 @@ def no_price(route: Route) -> str:
         " give Route(input_price=..., output_price=...), for a million tokens each, or"
         ' pip install "langchain-retryrouter[prices]" if its model is a public one'
     )
-
-
-class RouteRateLimiter:
-    """Waits for the rate limiter of the route that is asked next.
-
-    The engine asks it before an attempt and its time limit begin. If a route would have
-    to be waited for longer than `failover_after_wait`, the next route is asked.
-    """
-
-    def __init__(
-        self, routes: list[Route], call_state: CallState, clock: Clock
-    ) -> None:
-        self._routes = routes
-        self._state = call_state
-        self._clock = clock
-        self._waits_since: float | None = None
-
-    def acquire(self, *, blocking: bool = True) -> bool:
-        """Whether the next attempt may be sent: now, or when the wait is over."""
-        is_alone = len(self._routes) == 1
-        while (limiter := self._limiter()) is not None:
-            if limiter.acquire(blocking=blocking and is_alone):
-                break
-            if not self._fails_over() and (is_alone or not blocking):
-                return False
-            if blocking:
-                self._clock.sleep(_LIMITER_INTERVAL)
-        self._waits_since = None
-        return True
-
-    async def aacquire(self, *, blocking: bool = True) -> bool:
-        """Async variant of `acquire`."""
-        is_alone = len(self._routes) == 1
-        while (limiter := self._limiter()) is not None:
-            if await limiter.aacquire(blocking=blocking and is_alone):
-                break
-            if not self._fails_over() and (is_alone or not blocking):
-                return False
-            if blocking:
-                await self._clock.asleep(_LIMITER_INTERVAL)
-        self._waits_since = None
-        return True
-
-    def _limiter(self) -> BaseRateLimiter | None:
-        self._state.skip_refused()
-        return self._routes[self._state.position].model.rate_limiter
-
-    def _fails_over(self) -> bool:
-        """Whether the wait has been too long, and another route is asked instead."""
-        now = self._clock.monotonic()
-        if self._waits_since is None:
-            self._waits_since = now
-        if now - self._waits_since < self._state.policy.failover_after_wait:
-            return False
-        self._waits_since = None
-        return self._state.failover()

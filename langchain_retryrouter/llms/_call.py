@@ -60,7 +60,7 @@ class Call:
             call_state,
             errors=OPENAI_ERRORS,
             route=lambda: route,
-            rate_limiter=llm.rate_limiter,
+            rate_limiters=(llm.rate_limiter,),
         )
         self.request = client.SDKRequest(resource, request, clock.time)
         self._is_logged = False

@@ -1,17 +1,20 @@
 """Beside other instrumentation: OpenInference's, and LangSmith by OpenTelemetry."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
 import pytest
 from langchain_core.callbacks import AsyncCallbackHandler
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tracers.langchain import LangChainTracer
 from langsmith import Client
 from openinference.instrumentation.langchain import LangChainInstrumentor
 
-from langchain_retryrouter.testing import Answer, Status, Usage
+from langchain_retryrouter import RetryRouter
+from langchain_retryrouter.testing import Answer, FakeClock, Status, Usage
 from tests.support.models import KEY
 
 from .conftest import MODELS, PROMPT, Env, Recorded
@@ -120,6 +123,60 @@ def test_attempts_are_runs_if_the_model_says_so(
     ]
     assert set(runs.parents.values()) == set(runs.models)
     assert PROMPT not in runs.text
+
+
+class SlowRuns(Runs):
+    """Takes its time for the start of one attempt's run."""
+
+    def __init__(self, attempt: int) -> None:
+        super().__init__()
+        self.slow = f"attempt {attempt}: "
+        self.is_starting, self.may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def on_chain_start(self, *args: Any, **kwargs: Any) -> None:
+        await super().on_chain_start(*args, **kwargs)
+        if kwargs["name"].startswith(self.slow):
+            self.is_starting.set()
+            await self.may_go_on.wait()
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+@pytest.mark.parametrize("method", ["ainvoke", "astream"])
+async def test_a_cancelled_call_leaves_no_run_open(attempt: int, method: str) -> None:
+    """Also if it is cancelled while a handler is told that the attempt begins.
+
+    The second attempt of a stream is a hedge, which handlers hear of at the end.
+    """
+    runs, router = SlowRuns(attempt), two_routes(hedged=method == "astream")
+
+    async def call() -> None:
+        if method == "ainvoke":
+            await router.ainvoke("hi", {"callbacks": [runs]})
+        else:
+            _ = [one async for one in router.astream("hi", {"callbacks": [runs]})]
+
+    task = asyncio.create_task(call())
+    await runs.is_starting.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    runs.may_go_on.set()
+    for _ in range(20):
+        await FakeClock().asleep(0)
+    names = [name for event, name in runs.told if event == "start"]
+    assert len(names) == attempt
+    assert sorted(name for event, name in runs.told if event != "start") == names
+
+
+def two_routes(*, hedged: bool) -> RetryRouter:
+    """A router whose first route fails, or is silent in a stream."""
+    first = FakeListChatModel(responses=["late"], sleep=60)
+    failing = FakeListChatModel(responses=[])
+    return RetryRouter(
+        routes=[first if hedged else failing, FakeListChatModel(responses=["hello"])],
+        hedge_after=0.01 if hedged else None,
+        trace_attempts=True,
+    )
 
 
 @ways

@@ -168,6 +168,29 @@ class Waits(BaseCallbackHandler):
 
 
 @both_ways
+def test_a_slow_listener_takes_its_time_from_the_deadline(
+    lab: Lab, method: str
+) -> None:
+    """A wait whose end is not known ends with the deadline, and not later."""
+
+    class Slow(BaseCallbackHandler):
+        def on_custom_event(self, *_: Any, **__: Any) -> None:
+            lab.clock.advance(3)
+
+    limit = lab.limit(max_concurrency=1)
+    limit.take(Size())
+    model = lab.model(
+        "GPTRouter",
+        rate_limit=limit,
+        retry_policy=RetryPolicy(deadline=5),
+        callbacks=[Slow()],
+    )
+    with pytest.raises(APITimeoutError):
+        lab.ask(model, method)
+    assert lab.clock.monotonic() == pytest.approx(5)
+
+
+@both_ways
 @every_class
 def test_a_wait_is_told(lab: Lab, name: str, method: str) -> None:
     """Before it to callbacks, as a custom event and no retry; then in the attempt log.

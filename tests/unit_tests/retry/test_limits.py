@@ -21,6 +21,7 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter._retry import streaming
+from langchain_retryrouter._retry.call_log import AttemptRecord, CallObserver
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall
 from langchain_retryrouter._retry.streaming import ChunkInfo
@@ -319,6 +320,30 @@ def test_a_late_attempt_gets_what_is_left(engine: Engine, start: Start) -> None:
     script = Script(*failures(1), answer_for(start))
     start(engine, context_for(LateClock(4), RetryPolicy(deadline=5)), script)
     assert script.timeouts == [5, 0.5]
+
+
+@calls_and_streams
+def test_an_attempt_gets_what_a_slow_observer_leaves(
+    engine: Engine, start: Start
+) -> None:
+    """What is awaited at the beginning of an attempt counts for the deadline."""
+
+    class Slow(CallObserver):
+        pause = 0.0
+
+        def attempt_began(self, record: AttemptRecord) -> None:
+            self.pause = 4.0 if record.outcome == "pending" else 0.0
+            if not engine.is_async:
+                engine.clock.advance(self.pause)
+
+        async def flush(self) -> None:
+            engine.clock.advance(self.pause)
+            self.pause = 0.0
+
+    script, context = Script(answer_for(start)), engine.context(RetryPolicy(deadline=5))
+    context.call_state.observers.append(Slow())
+    start(engine, context, script)
+    assert script.timeouts == [1]
 
 
 def test_the_first_attempt_is_always_sent(engine: Engine) -> None:

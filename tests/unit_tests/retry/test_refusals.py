@@ -184,7 +184,7 @@ def test_each_attempt_asks_the_limiter(engine: Engine) -> None:
     """Without a deadline the limiter may block, which makes no attempt a slow one."""
     limiter = Limiter(GRANTED, when_asked=lambda: engine.clock.advance(60))
     context, script = (
-        engine.context(rate_limiter=limiter),
+        engine.context(rate_limiters=[limiter]),
         Script(*failures(1), "hello"),
     )
     assert engine.call(context, script) == "hello"
@@ -200,7 +200,7 @@ def test_only_false_is_a_refusal(
 ) -> None:
     """A limiter of another make may return None and mean yes."""
     limiter = Limiter(answer)
-    context = engine.context(RetryPolicy(**limits), rate_limiter=limiter)
+    context = engine.context(RetryPolicy(**limits), rate_limiters=[limiter])
     assert engine.call(context, Script("hello")) == "hello"
     assert (len(limiter.asked), engine.clock.sleeps) == (1, [])
 
@@ -208,7 +208,7 @@ def test_only_false_is_a_refusal(
 def test_with_a_deadline_the_limiter_is_polled(engine: Engine) -> None:
     """Ten times a second, without blocking; the attempt gets the time that is left."""
     limiter, script = Limiter(REFUSED, REFUSED, REFUSED, GRANTED), Script("hello")
-    context = engine.context(RetryPolicy(deadline=5), rate_limiter=limiter)
+    context = engine.context(RetryPolicy(deadline=5), rate_limiters=[limiter])
     assert engine.call(context, script) == "hello"
     assert limiter.asked == [False] * 4
     assert engine.clock.sleeps == [0.1] * 3
@@ -238,7 +238,7 @@ def test_a_limiter_that_refuses_sends_nothing(
 ) -> None:
     """A rate limit, or a timeout if the deadline is over; and nothing was sent."""
     script, policy = Script("not sent"), RetryPolicy(**limits)
-    parts: dict[str, Any] = {"rate_limiter": Limiter(REFUSED)}
+    parts: dict[str, Any] = {"rate_limiters": [Limiter(REFUSED)]}
     with pytest.raises(error_class) as caught:
         engine.call(engine.context(policy, errors=GPT_ROUTER_ERRORS, **parts), script)
     error: Any = caught.value
@@ -260,7 +260,7 @@ def test_a_retry_that_is_refused_leaves_the_real_error(
     """When the limiter refuses a retry, the error that caused the retry comes out."""
     (error,) = failures(1)
     script, policy = Script(error, "not sent"), RetryPolicy(**limits)
-    context = engine.context(policy, rate_limiter=Limiter(GRANTED, REFUSED))
+    context = engine.context(policy, rate_limiters=[Limiter(GRANTED, REFUSED)])
     with pytest.raises(UnavailableError) as caught:
         engine.call(context, script)
     assert caught.value is error
@@ -277,7 +277,7 @@ def test_what_a_limiter_raises_leaves_the_call(engine: Engine) -> None:
     def fail() -> None:
         raise StopIteration
 
-    context = engine.context(rate_limiter=Limiter(GRANTED, when_asked=fail))
+    context = engine.context(rate_limiters=[Limiter(GRANTED, when_asked=fail)])
     script = Script("not sent")
     with pytest.raises((StopIteration, RuntimeError)):
         engine.call(context, script)
@@ -287,7 +287,7 @@ def test_what_a_limiter_raises_leaves_the_call(engine: Engine) -> None:
 def test_an_open_breaker_is_asked_before_the_limiter(engine: Engine) -> None:
     """No call waits for the limiter if the breaker refuses it anyway."""
     limiter = Limiter(GRANTED)
-    context = engine.context(breaker=opened(engine.clock, 0), rate_limiter=limiter)
+    context = engine.context(breaker=opened(engine.clock, 0), rate_limiters=[limiter])
     with pytest.raises(CircuitOpenError):
         engine.call(context, Script("not sent"))
     assert limiter.asked == []
