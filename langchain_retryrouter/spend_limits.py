@@ -227,7 +227,7 @@ class SpendLimit(Shareable):
         with self._lock:
             self._roll()
             if one.period is self._period:
-                self._held = max(0.0, self._held - one.most)
+                self._held -= one.most
                 self._in_flight -= 1
                 self._spent += cost
             one.period = None  # A second time changes nothing.
@@ -253,7 +253,7 @@ class SpendLimit(Shareable):
             seconds = _SECONDS.get(str(self.per)) or float(self.per)
             self._began = now // seconds * seconds
             self._ends = self._began + seconds
-        self._spent: float = 0.0
+        self._spent = 0.0
         self._forget_attempts()
         self._forget_store()
 
@@ -261,7 +261,7 @@ class SpendLimit(Shareable):
         """Begin with nothing in flight; what was counts nowhere any more."""
         self._period = object()
         self._in_flight = 0
-        self._held: float = 0.0  # What attempts in flight may come to.
+        self._held = 0.0  # What attempts in flight may come to.
 
     # --- over a store ---
 
