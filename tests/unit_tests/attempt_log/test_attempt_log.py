@@ -171,7 +171,7 @@ def test_lines_say_when_attempts_began(gateway: FaultyGateway, twin: Twin) -> No
 
 def test_hedged_attempts_overlap(gateway: FaultyGateway, twin: Twin) -> None:
     """The second attempt of a hedged stream begins while the first one is open."""
-    gateway.script(SlowFirstToken(0.5))
+    gateway.script(SlowFirstToken(5))
     router = new_router(gateway, hedge_after=0.02, clock=None)
     chunks = twin.stream(router, "hi")
     first, second = AttemptLog(sum(chunks[1:], chunks[0])).attempts

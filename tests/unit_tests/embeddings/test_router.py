@@ -523,7 +523,7 @@ class Slow(DeterministicFakeEmbedding):
     """Answers when nobody waits any longer."""
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        threading.Event().wait(0.3)
+        threading.Event().wait(2)
         return super().embed_documents(texts)
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:

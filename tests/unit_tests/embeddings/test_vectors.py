@@ -272,7 +272,7 @@ def test_async_chunks_are_asked_together(
 
     def step(_: RecordedRequest) -> SlowFirstToken:
         together.append(sum(r.outcome == "pending" for r in gateway.requests))
-        return SlowFirstToken(0.05)
+        return SlowFirstToken(0.2)
 
     gateway.always(step)
     texts = [f"text {number}" for number in range(9)]

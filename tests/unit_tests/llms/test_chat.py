@@ -73,7 +73,7 @@ def test_prompts_are_asked_together(env: Env) -> None:
     def step(_: Any) -> SlowFirstToken:
         pending = [r for r in env.gateway.requests if r.outcome == "pending"]
         together.append(len(pending))
-        return SlowFirstToken(0.05)
+        return SlowFirstToken(0.2)
 
     env.gateway.always(step)
     llm = env.new(OpenAIChat, batch_size=3)

@@ -49,7 +49,7 @@ def ends_in_time(call: Callable[[], object]) -> None:
     began = time.monotonic()
     with pytest.raises(errors.APITimeoutError):
         call()
-    assert SHORT <= time.monotonic() - began < 2
+    assert SHORT <= time.monotonic() - began < 10
 
 
 def test_an_answer_that_drips_ends_at_the_deadline(
@@ -60,7 +60,7 @@ def test_an_answer_that_drips_ends_at_the_deadline(
     method: str,
 ) -> None:
     """An answer is limited as a whole, not byte by byte; its connection is closed."""
-    gateway.always(Drip(seconds=0.005))
+    gateway.always(Drip(seconds=0.01))
     ends_in_time(lambda: getattr(twin, method)(new_hasty_llm(any_model), "hi"))
     gateway.wait_for(lambda g: g.open_connections == 0)
 
@@ -78,8 +78,8 @@ def test_a_stream_may_be_silent_for_longer_than_its_first_token_takes(
     new_hasty_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
     """The limit of the headers is none of the events that follow the first token."""
-    gateway.script(Stall(after=2, seconds=0.9))
-    llm = new_hasty_llm(retry_policy=RetryPolicy(first_token_timeout=0.2))
+    gateway.script(Stall(after=2, seconds=1.6))
+    llm = new_hasty_llm(retry_policy=RetryPolicy(first_token_timeout=0.8))
     assert "".join(llm.stream("hi")) == STUB_TEXT
 
 
@@ -153,7 +153,7 @@ def test_the_limit_holds_on_every_way_to_a_server(
             fields["openai_proxy"] = proxy.url
         patient = new_hasty_llm(retry_policy=RetryPolicy(deadline=5), **fields)
         assert asked_once(twin, patient, gateway) == STUB_TEXT
-        gateway.always(Drip(seconds=0.02))
+        gateway.always(Drip(seconds=0.01))
         llm = new_hasty_llm(**fields)
         ends_in_time(lambda: asked_once(twin, llm, gateway))
 

@@ -227,7 +227,7 @@ def test_silence_after_an_early_end_is_no_end(every: Env) -> None:
     """A reason that comes with the first token may be early: more may follow it."""
     step = unfinished("one ", close=False)
     every.gateway.script(step, streamed(choice("one", "stop")))
-    llm = every.new(retry_policy=RetryPolicy(stall_timeout=0.1), clock=SYSTEM_CLOCK)
+    llm = every.new(retry_policy=RetryPolicy(stall_timeout=0.6), clock=SYSTEM_CLOCK)
     with pytest.raises(errors.StreamInterruptedError) as caught:
         every.stream(llm, "hi")
     assert caught.value.delivered == "one "

@@ -41,7 +41,7 @@ def open_stream(*texts: str, finish: bool = True) -> str:
 def test_a_stream_that_breaks_is_an_error(every: Env, fault: Any) -> None:
     """A stream without its end is an error with what was delivered; no repetition."""
     every.gateway.script(fault)
-    policy = RetryPolicy(stall_timeout=0.2)
+    policy = RetryPolicy(stall_timeout=0.8)
     chunks: list[str] = []
     with pytest.raises(errors.StreamInterruptedError) as caught:
         every.stream(every.new(retry_policy=policy), "hi", into=chunks)
@@ -153,7 +153,7 @@ def test_the_end_of_a_body_is_not_waited_for_long(env: Env) -> None:
     env.gateway.script(Raw(whole.encode(), close=False))
     began = time.monotonic()
     assert "".join(env.stream(env.new(), "hi")) == "a"
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     env.gateway.wait_for(lambda g: g.open_connections == 0)
 
 
@@ -175,7 +175,7 @@ def test_a_stream_closed_early_frees_its_connection(
 
 @pytest.mark.parametrize(
     ("timeout", "policy"),
-    [((5, 0.2), RetryPolicy(first_token_timeout=5)), (None, RetryPolicy(deadline=0.6))],
+    [((5, 0.6), RetryPolicy(first_token_timeout=5)), (None, RetryPolicy(deadline=1))],
     ids=["timeout", "deadline"],
 )
 def test_other_limits_hold_behind_the_first_token(

@@ -151,7 +151,7 @@ def test_what_is_not_counted_is_estimated(
 ) -> None:
     """A silent or broken attempt may be charged: its prompt and what has arrived."""
     env.gateway.always(step)
-    seconds = 0.1 if isinstance(step, Silence) else 30
+    seconds = 0.5 if isinstance(step, Silence) else 30
     policy = RetryPolicy(
         max_retries=0, attempt_timeout=seconds, first_token_timeout=seconds
     )

@@ -162,7 +162,7 @@ def test_a_fault_has_its_kind(way: Way, fault: Any) -> None:
     make, step, kind, facts = fault
     with FaultyGateway() as gateway:
         gateway.script(step)
-        model = make(gateway, timeout=0.3 if isinstance(step, Silence) else 5.0)
+        model = make(gateway, timeout=0.6 if isinstance(step, Silence) else 5.0)
         error = routed(model, way)
         assert len(gateway.requests) == 1
     assert error.kind is kind
@@ -623,7 +623,7 @@ def sent(send: Any, step: Step | None) -> Any:
     """The router's error for a request by `send`; None: no server listens."""
     with FaultyGateway() as gateway:
         url = f"{gateway.openai_url}/chat/completions"
-        timeout = 0.3 if isinstance(step, Silence) else 5.0
+        timeout = 0.6 if isinstance(step, Silence) else 5.0
         model = AskingModel(ask=lambda: send(url, timeout))
         if step is not None:
             gateway.script(step)

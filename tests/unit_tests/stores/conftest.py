@@ -18,7 +18,7 @@ class SilentStore(MemoryStore):
         return True
 
 
-def eventually(happened: Callable[[], object], seconds: float = 5.0) -> None:
+def eventually(happened: Callable[[], object], seconds: float = 30.0) -> None:
     """Wait until the threads of the stores have done something."""
     deadline = time.monotonic() + seconds
     while not happened():
