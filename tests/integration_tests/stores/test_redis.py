@@ -113,7 +113,7 @@ def test_redis_fails_while_calls_learn(
     end(redis_server, proxy)
     other = RedisStore(redis_server.url)
     breaker = CircuitBreaker(name=router.routes[0].scope, store=other)
-    eventually(lambda: breaker.is_open, seconds=30)
+    eventually(lambda: breaker.is_open)
     assert 80 < breaker.retry_after <= 120
     for store in (other, router.store, money):
         store.close()
@@ -154,8 +154,8 @@ def test_an_empty_redis_is_filled_again(
         redis_server.kill()
         redis_server.start()
         late = RedisStore(redis_server.url, namespace="fleet")
-        eventually(lambda: knows(late, 3), seconds=20)
-        eventually(lambda: states(late) == ["open"], seconds=20)
+        eventually(lambda: knows(late, 3))
+        eventually(lambda: states(late) == ["open"])
         eventually(lambda: {one.call("state")[0] for one in workers} == {"open"})
         (scope,) = (one for one in late.snapshot() if one.kind == "breaker")
         assert 80 < scope.facts["open_for"] <= 120
@@ -179,7 +179,7 @@ def test_what_was_flushed_is_found_again(redis_server: RedisServer) -> None:
         eventually(lambda: states(store) == ["closed"])
         with redis_server.client() as client:
             client.flushall()
-        eventually(lambda: states(store) == [breaker.state], seconds=20)
+        eventually(lambda: states(store) == [breaker.state])
 
 
 def test_a_dead_prober_does_not_hold_the_probe(
@@ -200,7 +200,7 @@ def test_a_dead_prober_does_not_hold_the_probe(
         workers[0].process.kill()
         gateway.always(Answer())
         assert workers[1].call("ask", 1) == ["circuit_open"]
-        eventually(lambda: workers[1].call("ask", 1) == ["ok"], seconds=10)
+        eventually(lambda: workers[1].call("ask", 1) == ["ok"])
 
 
 def test_one_sick_process_closes_nothing_for_others(
@@ -221,7 +221,7 @@ def test_one_sick_process_closes_nothing_for_others(
         eventually(lambda: [one.call("state")[0] for one in workers] == ["open"] * 4)
         # It is over: one of them finds out for all, which may be the sick one.
         wait(2.2)
-        eventually(lambda: each(workers, "ask", 1) == [["ok"]] * 4, seconds=10)
+        eventually(lambda: each(workers, "ask", 1) == [["ok"]] * 4)
 
 
 def test_clocks_that_are_wrong(
@@ -308,7 +308,7 @@ def test_a_cluster(gateway: FaultyGateway) -> None:
             second.execute_command("CLUSTER", "ADDSLOTSRANGE", 8_192, 16_383)
             second.execute_command("CLUSTER", "MEET", "127.0.0.1", one.port, bus[0])
             for client in (first, second):
-                eventually(functools.partial(is_formed, client), seconds=20)
+                eventually(functools.partial(is_formed, client))
         routers = [new_router(server.url, gateway) for server in (one, other)]
         for router in routers:
             eventually(functools.partial(knows, router.store, 2))
@@ -326,7 +326,7 @@ def test_a_cluster(gateway: FaultyGateway) -> None:
         with left.client() as client:
             client.execute_command("CLUSTER", "DELSLOTSRANGE", *slots)
             client.execute_command("CLUSTER", "ADDSLOTSRANGE", *slots)
-            eventually(lambda: client.execute_command("KEYS", "{rr}:*"), seconds=20)
+            eventually(lambda: client.execute_command("KEYS", "{rr}:*"))
         store = routers[is_first].store
         eventually(lambda: store.is_up)
         eventually(lambda: states(store) == ["open"])

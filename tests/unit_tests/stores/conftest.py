@@ -18,9 +18,9 @@ class SilentStore(MemoryStore):
         return True
 
 
-def eventually(happened: Callable[[], object], seconds: float = 30.0) -> None:
+def eventually(happened: Callable[[], object]) -> None:
     """Wait until the threads of the stores have done something."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + 30
     while not happened():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.002)  # noqa: TID251 - threads need real time

@@ -86,7 +86,7 @@ def test_what_was_not_heard_is_repaired(processes: Processes) -> None:
         (key,) = (key for key in client.scan_iter() if client.hget(key, present))
         moment = 1000 * int(client.time()[0]) + 60_000
         client.hset(key, mapping={"gen": moment, "open_until": moment, "by": "x"})
-    eventually(lambda: one.state is other.state is OPEN, seconds=3)
+    eventually(lambda: one.state is other.state is OPEN)
     assert 55 < other.retry_after <= 61
 
 
