@@ -8,6 +8,7 @@ moving over takes one word in the imports. A call goes from `_generate` or `_str
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 from collections.abc import (
     AsyncGenerator,
@@ -50,7 +51,6 @@ from langchain_retryrouter._retry.timeouts import EventSource
 from langchain_retryrouter._secrets import (
     refuse_bool,
 )
-from langchain_retryrouter.chat_models import _structured
 from langchain_retryrouter.errors import (
     RetryRouterError,
     UnsupportedOptionError,
@@ -59,6 +59,7 @@ from langchain_retryrouter.rate_limits import Size, approximate_tokens
 
 if TYPE_CHECKING:
     from langchain_retryrouter._gptrouter.protocol import Event, Response
+    from langchain_retryrouter.chat_models import _structured
 
 __all__ = [
     "DEFAULT_API_BASE_URL",
@@ -71,6 +72,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+# Loaded late: few models are given tools.
+_STRUCTURED: Final = "langchain_retryrouter.chat_models._structured"
 _SENT_IF_SET: Final = (
     *("top_p", "frequency_penalty", "presence_penalty", "stop", "reasoning_effort"),
     *("thinking", "web_search_options", "output_config"),
@@ -315,7 +318,8 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
             ValueError: If `tool_choice` asks for a tool that is not given.
             TypeError: If `tool_choice` is of no such type.
         """
-        options = _structured.tool_options(
+        structured = importlib.import_module(_STRUCTURED)
+        options = structured.tool_options(
             tools, tool_choice, strict=strict, parallel_tool_calls=parallel_tool_calls
         )
         return self.bind(**options, **kwargs)
@@ -350,8 +354,12 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
         Raises:
             ValueError: For a method that does not exist or does not fit the arguments.
         """
-        return _structured.structured_model(
-            self, schema, method, include_raw=include_raw, strict=strict, **kwargs
+        structured = importlib.import_module(_STRUCTURED)
+        return cast(
+            "Runnable[LanguageModelInput, dict[str, Any] | BaseModel]",
+            structured.structured_model(
+                self, schema, method, include_raw=include_raw, strict=strict, **kwargs
+            ),
         )
 
     # --- calls ---

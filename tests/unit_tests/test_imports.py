@@ -189,6 +189,12 @@ def test_a_gateways_models_add_no_http_library() -> None:
     assert not (packages_after(GATEWAYS_MODELS) - without) & {"urllib3", "requests"}
 
 
+def test_a_model_without_tools_does_not_load_their_code() -> None:
+    """The code for tools and structured output is loaded with the first of them."""
+    module = "langchain_retryrouter.chat_models._structured"
+    assert module not in modules_after(GATEWAYS_MODELS)
+
+
 @pytest.mark.parametrize("made", ["by its class", "from a pickle"])
 def test_a_models_first_call_finds_its_code_loaded(made: str) -> None:
     """However a model was made, its first call imports none of our modules."""
