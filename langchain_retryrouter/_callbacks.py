@@ -14,19 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Generator,
-    Iterator,
-    Mapping,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -64,25 +57,20 @@ _RunManager = TypeVar(
 )
 
 
-class _Run(NamedTuple):
-    model: BaseChatModel
-    run_manager: AnyRunManager
-
-
-_run: ContextVar[_Run | None] = ContextVar("langchain_retryrouter_run", default=None)
+# A model, and the run manager of the run that it serves.
+_run: ContextVar[tuple[BaseChatModel | None, AnyRunManager | None]]
+_run = ContextVar("langchain_retryrouter_run", default=(None, None))
 
 
 def run_manager_of(
     model: BaseChatModel, given: _RunManager | None, kind: type[_RunManager]
 ) -> _RunManager | None:
     """The run manager that the caller gave, or else that of the run of `model`."""
-    run = _run.get()
-    if run is None or run.model is not model:
+    served, run_manager = _run.get()
+    if served is not model:
         return given
-    _run.set(None)  # The next call may be one without a run.
-    if given is None and isinstance(run.run_manager, kind):
-        return run.run_manager
-    return given
+    _run.set((None, None))  # The next call may be one without a run.
+    return run_manager if given is None and isinstance(run_manager, kind) else given
 
 
 @dataclass(slots=True)
@@ -192,18 +180,16 @@ class _AttemptRuns(CallObserver):
         self._manager.add_tags(run.inheritable_tags)
         self._manager.add_metadata(run.inheritable_metadata)
         self._runs: dict[int, Any] = {}
-        self._later: list[Callable[[], Awaitable[None]]] = []  # What is to be awaited.
+        self._later: list[Callable[[], Awaitable[Any]]] = []  # What is to be awaited.
 
     def attempt_began(self, record: AttemptRecord) -> None:
-        number = record.number or 0
+        number, manager = record.number or 0, self._manager
         inputs = {"attempt": number, "route": record.route}
         name = f"attempt {number}: {record.route or 'default'}"
-        manager: Any = self._manager
         if isinstance(manager, CallbackManager):
             self._runs[number] = manager.on_chain_start(None, inputs, name=name)
             return
-
-        run_id = uuid7()
+        start, run_id = manager.on_chain_start, uuid7()
         # Known before it starts: if the call is cancelled meanwhile, it is ended.
         self._runs[number] = AsyncCallbackManagerForChainRun(
             run_id=run_id,
@@ -212,40 +198,24 @@ class _AttemptRuns(CallObserver):
             parent_run_id=manager.parent_run_id,
             tags=manager.tags,
         )
-
-        async def start() -> None:
-            await manager.on_chain_start(None, inputs, run_id, name=name)
-
-        self._later.append(start)
+        self._later.append(lambda: start(None, inputs, run_id, name=name))
 
     def attempt_ended(self, record: AttemptRecord) -> None:
-        number, outputs = record.number or 0, record.as_dict()
-        error = None
+        run = self._runs.pop(record.number or 0, None)
+        if run is None:
+            return  # Its end has been reported already.
+        report = functools.partial(run.on_chain_end, record.as_dict())
         if (failure := record.failure) is not None:
             status = failure.status_code
             said = failure.kind.value + ("" if status is None else f", status {status}")
             error = BASE_ERRORS[failure.kind](said)
-
-        def end() -> Any:
-            run = self._runs.pop(number, None)
-            if run is None:
-                return None  # Its end has been reported already.
-            if error is None:
-                return run.on_chain_end(outputs)
-            return run.on_chain_error(error)
-
+            report = functools.partial(run.on_chain_error, error)
         if isinstance(self._manager, CallbackManager):
-            end()
-            return
-
-        async def aend() -> None:
-            if (reported := end()) is not None:
-                await reported
-
-        self._later.append(aend)
+            report()
+        else:
+            self._later.append(report)
 
     async def flush(self) -> None:
-        """Await what was reported since the last time."""
         while self._later:
             await self._later.pop(0)()
 
@@ -279,12 +249,9 @@ class RetryVisibleChatModel(BaseChatModel):
         """The chunks of the answer; see `BaseChatModel.stream`."""
         config = ensure_config(config)
         run_manager = self._open_run(config, CallbackManager, CallbackManagerForLLMRun)
-        chunks = cast(
-            "Generator[AIMessageChunk, None, None]",
-            super().stream(input, config, stop=stop, **kwargs),
-        )
+        chunks: Any = super().stream(input, config, stop=stop, **kwargs)
         with contextlib.closing(chunks):
-            token = _run.set(_Run(self, run_manager))
+            token = _run.set((self, run_manager))
             try:
                 first = next(chunks, None)
             finally:
@@ -306,12 +273,9 @@ class RetryVisibleChatModel(BaseChatModel):
         run_manager = self._open_run(
             config, AsyncCallbackManager, AsyncCallbackManagerForLLMRun
         )
-        chunks = cast(
-            "AsyncGenerator[AIMessageChunk, None]",
-            super().astream(input, config, stop=stop, **kwargs),
-        )
+        chunks: Any = super().astream(input, config, stop=stop, **kwargs)
         async with contextlib.aclosing(chunks):
-            token = _run.set(_Run(self, run_manager))
+            token = _run.set((self, run_manager))
             try:
                 first = await anext(chunks, None)
             finally:
@@ -325,9 +289,7 @@ class RetryVisibleChatModel(BaseChatModel):
         self,
         *,
         async_api: bool,
-        run_manager: CallbackManagerForLLMRun
-        | AsyncCallbackManagerForLLMRun
-        | None = None,
+        run_manager: AnyRunManager | None = None,
         **kwargs: Any,
     ) -> bool:
         # Asked with the run manager just before `invoke` calls `_stream` without it.
@@ -335,7 +297,7 @@ class RetryVisibleChatModel(BaseChatModel):
             async_api=async_api, run_manager=run_manager, **kwargs
         )
         if streams and run_manager is not None:
-            _run.set(_Run(self, run_manager))
+            _run.set((self, run_manager))
         return streams
 
     def _convert_cached_generations(
@@ -346,15 +308,12 @@ class RetryVisibleChatModel(BaseChatModel):
         for generation in generations:
             metadata = generation.message.response_metadata
             log = metadata.get("retryrouter", {})
-            attempt_log = {**log, "attempts": []}
-            attempt_log.pop("cost_is_estimate", None)  # Nothing costs nothing.
+            log = {**log, "attempts": []}
+            log.pop("cost_is_estimate", None)  # Nothing costs nothing.
             if "cost" in log:
-                attempt_log["cost"] = 0.0
+                log["cost"] = 0.0
             # A new dict: the caller who was given the answer before has the old one.
-            generation.message.response_metadata = {
-                **metadata,
-                "retryrouter": attempt_log,
-            }
+            generation.message.response_metadata = {**metadata, "retryrouter": log}
         return generations
 
     def _open_run(

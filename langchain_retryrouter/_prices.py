@@ -16,39 +16,45 @@ from typing import Any, Final
 from langchain_retryrouter.failures import Failure
 
 _DIGITS: Final = 12
-# LangChain's names and those of genai-prices.
-_INPUT_DETAILS: Final = {
-    "cache_read": "cache_read_tokens",
-    "cache_creation": "cache_write_tokens",
-    "ephemeral_5m_input_tokens": "cache_write_5m_tokens",
-    "ephemeral_1h_input_tokens": "cache_write_1h_tokens",
-    "audio": "input_audio_tokens",
+# OpenAI's names of counts, and LangChain's.
+_LANGCHAINS: Final = {
+    "prompt_tokens": "input_tokens",
+    "prompt_tokens_details": "input_token_details",
+    "cached_tokens": "cache_read",
+    "completion_tokens": "output_tokens",
+    "completion_tokens_details": "output_token_details",
+    "reasoning_tokens": "reasoning",
+}
+# LangChain's names of details, and those of genai-prices.
+_DETAILS: Final = {
+    "input_token_details": {
+        "cache_read": "cache_read_tokens",
+        "cache_creation": "cache_write_tokens",
+        "ephemeral_5m_input_tokens": "cache_write_5m_tokens",
+        "ephemeral_1h_input_tokens": "cache_write_1h_tokens",
+        "audio": "input_audio_tokens",
+    },
+    "output_token_details": {"audio": "output_audio_tokens"},
 }
 
 
+def usage_of(usage: Mapping[str, Any]) -> dict[str, Any]:
+    """The usage of an answer in LangChain's names, whichever names it has."""
+    own = {n: usage_of(v) if isinstance(v, Mapping) else v for n, v in usage.items()}
+    return {_LANGCHAINS[n]: v for n, v in own.items() if n in _LANGCHAINS} | own
+
+
 def tokens_of(usage: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Tokens of the prompt and of the answer; in LangChain's or OpenAI's names."""
-    found = []
-    for names in (
-        ("input_tokens", "prompt_tokens"),
-        ("output_tokens", "completion_tokens"),
-    ):
-        count = next((usage[name] for name in names if name in usage), 0)
-        if type(count) is not int or count < 0:
-            return None
-        found.append(count)
-    read, written = found
+    """Tokens of the prompt and of the answer; None if the counts make no sense."""
+    read, written = usage.get("input_tokens", 0), usage.get("output_tokens", 0)
+    if any(type(count) is not int or count < 0 for count in (read, written)):
+        return None
     # Thoughts are paid as an answer; xAI and others count them in the total only.
-    for name, part in (
-        ("output_token_details", "reasoning"),
-        ("completion_tokens_details", "reasoning_tokens"),
-    ):
-        details = usage.get(name)
-        thoughts = details.get(part) if isinstance(details, Mapping) else None
-        extra = thoughts if type(thoughts) is int and thoughts > 0 else 0
-        if usage.get("total_tokens") == read + written + extra:
-            return read, written + extra
-    return read, written
+    details = usage.get("output_token_details")
+    thoughts = details.get("reasoning") if isinstance(details, Mapping) else None
+    extra = thoughts if type(thoughts) is int and thoughts > 0 else 0
+    is_beside = usage.get("total_tokens") == read + written + extra
+    return read, written + extra if is_beside else written
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +93,7 @@ class ListedPrices:
             return None
         counts = {"input_tokens": tokens[0], "output_tokens": tokens[1]}
         details: dict[str, int] = {}
-        for name, names in (
-            ("input_token_details", _INPUT_DETAILS),
-            ("prompt_tokens_details", {"cached_tokens": "cache_read_tokens"}),
-            ("output_token_details", {"audio": "output_audio_tokens"}),
-        ):
+        for name, names in _DETAILS.items():
             given = usage.get(name)
             if not isinstance(given, Mapping):
                 continue

@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # As shells report SIGINT and SIGPIPE.
 _LONGEST_WATCH = 86_400.0
-_STORE_HELP = "such as redis://localhost:6379/0"
+_NEED_EXTRA = {"demo", "gateway", "status"}
 _EXPLAINED = (
     *("max_retries", "initial_delay", "max_delay", "backoff_factor"),
     *("max_retry_after", "deadline", "attempt_timeout"),
@@ -109,7 +109,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # A file on Windows is not UTF-8.
     arguments = _parser().parse_args(argv)
-    if arguments.needs_extra and _MISSING:
+    if arguments.command in _NEED_EXTRA and _MISSING:
         print(
             f"`retryrouter {arguments.command}` needs {_MISSING!r}:"
             ' pip install "langchain-retryrouter[cli]"',
@@ -134,13 +134,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     demo = commands.add_parser("demo", help="calls through real faults, without a key")
-    demo.set_defaults(run=_demo, needs_extra=True)
+    demo.set_defaults(run=run_demo)
 
     gateway = commands.add_parser("gateway", help="run a gateway that fails on cue")
     gateway.add_argument("--port", type=int, default=0, help="0 for any free port")
     steps = "answers to the first requests, such as 429,reset,503,cut:3,stall:2,ok"
     gateway.add_argument("--script", default="", metavar="STEPS", help=steps)
-    gateway.set_defaults(run=_run_gateway, needs_extra=True)
+    gateway.set_defaults(run=_run_gateway)
 
     explain = commands.add_parser("explain", help="the worst case of a retry policy")
     for name in _EXPLAINED:
@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
             default=getattr(RetryPolicy(), name),
             metavar="N" if name in {"max_retries", "backoff_factor"} else "SECONDS",
         )
-    explain.set_defaults(run=_explain, needs_extra=False)
+    explain.set_defaults(run=_explain)
 
     check = commands.add_parser("check", help="validate the config of a RetryRouter")
     check.add_argument("file", metavar="FILE", help="a .toml, .json or .yaml file")
@@ -160,17 +160,18 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--timeout", type=float, default=30.0, metavar="SECONDS", help="of each ping"
     )
-    check.set_defaults(run=_check, needs_extra=False)
+    check.set_defaults(run=_check)
 
     trace = commands.add_parser("trace", help="timelines of calls from their logs")
     lines = "a log in JSON a line, as AttemptLog.to_json writes it, or JSON around one"
     trace.add_argument("file", metavar="FILE.jsonl", type=Path, help=lines)
     page = "write a page with filters there instead of printing"
     trace.add_argument("--html", metavar="OUT.html", type=Path, help=page)
-    trace.set_defaults(run=_trace, needs_extra=False)
+    trace.set_defaults(run=_trace)
 
     status = commands.add_parser("status", help="what the processes of a store share")
-    status.add_argument("--store", required=True, metavar="URL", help=_STORE_HELP)
+    url = "such as redis://localhost:6379/0"
+    status.add_argument("--store", required=True, metavar="URL", help=url)
     status.add_argument("--namespace", default="rr", help="as in RedisStore")
     status.add_argument(
         "--watch",
@@ -180,13 +181,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="again and again, until Ctrl-C",
     )
-    status.set_defaults(run=_status, needs_extra=True)
+    status.set_defaults(run=_status)
     return parser
-
-
-def _demo(_: argparse.Namespace) -> None:
-    os.environ.update(_ALONE)
-    run_demo(Console())
 
 
 def _run_gateway(arguments: argparse.Namespace) -> None:
@@ -435,8 +431,10 @@ class _Reporter(BaseCallbackHandler):
         self._console.print(line, highlight=False, no_wrap=True, overflow="ellipsis")
 
 
-def run_demo(console: rich.Console) -> None:
+def run_demo(_arguments: argparse.Namespace) -> None:
     """Print the calls as they happen, a table of their attempts, and a timeline."""
+    os.environ.update(_ALONE)
+    console = Console()
     with testing.FaultyGateway(gptrouter="hosted") as gateway:
         console.print(
             f"A gateway that misbehaves on purpose listens at [b]{gateway.url}[/]."

@@ -16,7 +16,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from langchain_retryrouter import __version__
@@ -144,7 +143,7 @@ Labels: TypeAlias = tuple[tuple[str, str], ...]
 def _observe(key: str, _options: Any) -> list[metrics.Observation]:
     """The observations of a gauge, while there is an instrumentation."""
     levels: dict[Labels, list[float]] = {}
-    for one, name in list(_gauged.items()) if _instrumentations() else ():
+    for one, name in list(_gauged.items()) if OBSERVERS else ():
         found: dict[Labels, float] = {}
         if key == "breaker" and isinstance(one, CircuitBreaker):
             found = {((_ROUTE, name),): _STATES.index(one.state)}
@@ -231,20 +230,13 @@ class _Attempt:
 
     record: AttemptRecord
     subject: Subject
-    sends: bool  # Else it is made of the attempts of another model of ours.
     span: trace.Span | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    failure: Failure | None = None
     ended_at: int = 0
 
 
 class _CallTelemetry(CallObserver):
     """The spans and metrics of one call; if it is not sampled, it is one span."""
-
-    __slots__ = (
-        *("_attached", "_attempts", "_base", "_call", "_context", "_is_recording"),
-        *("_requests", "_served", "_shared", "_span", "_subject"),
-    )
 
     def __init__(self, shared: Instrumentation, call: CallState) -> None:
         self._shared, self._call = shared, call
@@ -259,17 +251,12 @@ class _CallTelemetry(CallObserver):
         self._context = parent  # That of the span, where there are spans below it.
         if self._is_recording:
             self._context = trace.set_span_in_context(self._span, parent)
-        # The context of requests, if they have no spans, and what it is made of.
-        self._base: context.Context | None = None
-        self._attached: context.Context | None = None
 
     def attempt_began(self, record: AttemptRecord) -> None:
-        if self._attempts:
-            self._end_attempts()
+        self._end_attempts()
         if record.number is not None:
             subject = self._call.describe(record.position)
-            attempt = _Attempt(record, subject, subject.sends)
-            self._attempts[record.number] = attempt
+            self._attempts[record.number] = attempt = _Attempt(record, subject)
             if self._is_recording:
                 attempt.span = self._start(subject, record.number)
 
@@ -286,7 +273,8 @@ class _CallTelemetry(CallObserver):
     def resent(self, number: int, failure: Failure) -> None:
         attempt = self._attempts.get(number)
         if attempt is not None and attempt.span is not None:
-            self._close_span(attempt, failure.kind.value, failure, time.time_ns())
+            outcome = failure.kind.value
+            self._close_span(attempt, outcome, failure, time.time_ns(), {})
             attempt.span = self._start(attempt.subject, number)
 
     def answered(self, number: int, facts: Mapping[str, Any]) -> None:
@@ -295,13 +283,12 @@ class _CallTelemetry(CallObserver):
 
     def attempt_ended(self, record: AttemptRecord) -> None:
         if attempt := self._attempts.get(record.number or 0):
-            attempt.failure, attempt.ended_at = record.failure, time.time_ns()
+            attempt.ended_at = time.time_ns()
 
-    def contains_call(self, number: int | None) -> None:
-        """An attempt, or else the latest, is made of the attempts of another call."""
-        number = self._call.attempts if number is None else number
+    def contains_call(self, number: int) -> None:
+        """An attempt is made of the attempts of another call."""
         if attempt := self._attempts.get(number):
-            attempt.sends = False
+            attempt.subject = attempt.subject._replace(sends=False)
 
     def waits(self, seconds: float) -> None:
         self._end_attempts()
@@ -356,16 +343,10 @@ class _CallTelemetry(CallObserver):
 
     def attach(self, number: int) -> Callable[[], object]:
         attempt = self._attempts.get(number)
-        base = context.get_current()
-        if attempt is not None and attempt.span is not None:
-            current = trace.set_span_in_context(attempt.span, base)
-            current = context.set_value(_CURRENT, (self, number), current)
-        else:
-            if self._attached is None or self._base is not base:
-                current = trace.set_span_in_context(self._span, base)
-                self._attached = context.set_value(_CURRENT, (self, None), current)
-                self._base = base
-            current = self._attached
+        span = self._span if attempt is None or attempt.span is None else attempt.span
+        current = context.set_value(
+            _CURRENT, (self, number), trace.set_span_in_context(span)
+        )
         return functools.partial(context.detach, context.attach(current))
 
     def _end_attempts(self) -> None:
@@ -388,7 +369,7 @@ class _CallTelemetry(CallObserver):
             waited = ((_ROUTE, shared.bounded(record.route)),)
             shared.values.add("limiter_wait", record.limiter_wait, waited)
         counts: dict[str, Any] = {}
-        if attempt.sends:
+        if attempt.subject.sends:
             counts = _tokens(attempt.facts.get("usage"))
             for key, name in (("input", _INPUT_TOKENS), ("output", _OUTPUT_TOKENS)):
                 if count := counts.get(name):
@@ -398,7 +379,7 @@ class _CallTelemetry(CallObserver):
                 counts[_COST] = cost
                 shared.values.add("cost", cost, labels)
         self._close_span(
-            attempt, record.outcome, attempt.failure, attempt.ended_at, counts
+            attempt, record.outcome, record.failure, attempt.ended_at, counts
         )
 
     def _close_span(
@@ -407,7 +388,7 @@ class _CallTelemetry(CallObserver):
         outcome: str,
         failure: Failure | None,
         at: int,
-        counts: Mapping[str, Any] = MappingProxyType({}),
+        counts: Mapping[str, Any],
     ) -> None:
         record, facts, span = attempt.record, attempt.facts, attempt.span
         if span is None:
@@ -442,30 +423,24 @@ def _without_none(found: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-# Where a usage has its counts: first LangChain's names, then OpenAI's.
-_COUNTS: Final = (
-    (_INPUT_TOKENS, "input_tokens", None),
-    (_OUTPUT_TOKENS, "output_tokens", None),
-    (_CACHE_READ, "input_token_details", "cache_read"),
-    (_CACHE_WRITE, "input_token_details", "cache_creation"),
-    (_REASONING, "output_token_details", "reasoning"),
-    (_INPUT_TOKENS, "prompt_tokens", None),
-    (_OUTPUT_TOKENS, "completion_tokens", None),
-    (_CACHE_READ, "prompt_tokens_details", "cached_tokens"),
-    (_REASONING, "completion_tokens_details", "reasoning_tokens"),
-)
+# Where a usage has its counts.
+_COUNTS: Final = {
+    _INPUT_TOKENS: ("input_tokens",),
+    _OUTPUT_TOKENS: ("output_tokens",),
+    _CACHE_READ: ("input_token_details", "cache_read"),
+    _CACHE_WRITE: ("input_token_details", "cache_creation"),
+    _REASONING: ("output_token_details", "reasoning"),
+}
 
 
 def _tokens(usage: Any) -> dict[str, Any]:
-    """The counts of a usage in LangChain's or OpenAI's form."""
-    found: dict[str, Any] = {}
-    if usage and isinstance(usage, Mapping):
-        for name, key, part in _COUNTS:
-            count = usage.get(key)
-            if part is not None and isinstance(count, Mapping):
-                count = count.get(part)
-            if isinstance(count, int):
-                found.setdefault(name, count)
+    found = {}
+    for name, place in _COUNTS.items():
+        count = usage
+        for step in place:
+            count = count.get(step) if isinstance(count, Mapping) else None
+        if isinstance(count, int):
+            found[name] = count
     return found
 
 
@@ -578,10 +553,6 @@ class Instrumentation:
             OBSERVERS.remove(self)
 
 
-def _instrumentations() -> list[Instrumentation]:
-    return [one for one in OBSERVERS if isinstance(one, Instrumentation)]
-
-
 def instrument(
     tracer_provider: trace.TracerProvider | None = None,
     meter_provider: metrics.MeterProvider | None = None,
@@ -611,7 +582,8 @@ def instrument(
         trace.get_tracer(_SCOPE, __version__, tracer_provider),
         meter_provider or metrics.get_meter_provider(),
     )
-    for one in _instrumentations():
-        one.uninstrument()
+    for one in list(OBSERVERS):
+        if isinstance(one, Instrumentation):
+            one.uninstrument()
     OBSERVERS.append(instrumentation)
     return instrumentation

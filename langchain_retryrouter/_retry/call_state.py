@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from langchain_retryrouter._prices import tokens_of
+from langchain_retryrouter._prices import tokens_of, usage_of
 from langchain_retryrouter._retry.call_log import (
     AttemptRecord,
     CallLog,
@@ -164,6 +164,8 @@ class CallState(CallLog):
     def answered(self, number: int, **facts: Any) -> None:
         """Tell observers, and rate limits, what the answer of an attempt says."""
         sent, usage = self._sent_attempt(number), facts.get("usage")
+        if isinstance(usage, Mapping):
+            facts["usage"] = usage = usage_of(usage)
         if sent is not None and isinstance(usage, Mapping):
             sent.usage = usage
             counts = tokens_of(usage) if sent.reservations else None

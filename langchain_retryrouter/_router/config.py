@@ -198,7 +198,8 @@ class _Config:
     ) -> Iterator[None]:
         """Note what is raised inside as problems, without the secrets and variables.
 
-        Pydantic names the field at `place`; other problems are those of `field`.
+        Pydantic names the field at `place`, and so do our own errors, by their first
+        word; other problems are those of `field`.
         """
         hidden = {*secrets, *self.from_variables}
         try:
@@ -213,7 +214,8 @@ class _Config:
                     text = f"{'.'.join(map(str, one['loc']))}: {text}"
                 self.problem(here, text)
         except Exception as error:  # A provider's class raises what it likes.
-            at = self.at(place, *field)
+            at = self.at(place, str(error).partition(" ")[0])
+            at = self.at(place, *field) if at == place else at
             if isinstance(error, ImportError):
                 error.msg = f"{self.name}: {_written(at)}: {error}"
                 raise
@@ -440,7 +442,7 @@ def _resolve_value(config: _Config, name: str, value: Any, place: Place) -> Any:
             return _with_variables(config, value, place)
         if name == "breaker_settings":
             numbers = CircuitBreakerSettings.__annotations__
-            for one in value.keys() - numbers:
+            for one in [name for name in value if name not in numbers]:
                 config.problem((*place, one), f"unknown key{_nearest(one, numbers)}")
         elif name in _TABLES:
             return _build(config, _TABLES[name], value, place)
@@ -551,15 +553,11 @@ def _build(
         for name in unknown:
             config.problem((*place, name), f"unknown key{_nearest(name, known)}")
         return None
-    try:
+    with config.noting(place):
         made = cls(**table)
-    except (TypeError, ValueError) as error:
-        said = str(error)
-        wrong = [name for name in table if said.startswith(f"{name} ")]
-        config.problem((*place, *wrong[:1]), said)
-        return None
-    config.shared[named] = table, made
-    return made
+        config.shared[named] = table, made
+        return made
+    return None
 
 
 def _check_actions(config: _Config, table: Any, place: Place) -> None:

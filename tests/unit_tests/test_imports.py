@@ -44,15 +44,9 @@ def modules_after(code: str) -> set[str]:
     script = (
         f"import sys; own = set(sys.modules)\n{code}\nprint(*set(sys.modules) - own)"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    return set(ran.stdout.split())
+    command, environment = [sys.executable, "-c", script], dict(os.environ)
+    environment["PYTHONPATH"] = str(PACKAGE.parent)
+    return set(subprocess.check_output(command, env=environment, text=True).split())
 
 
 def packages_after(code: str) -> set[str]:

@@ -43,6 +43,7 @@ from langchain_retryrouter._prices import (
     ListedPrices,
     listed_prices,
     tokens_of,
+    usage_of,
 )
 from langchain_retryrouter._shared import SPEND, Record
 from langchain_retryrouter.circuit_breaker import Refusal
@@ -218,7 +219,7 @@ def test_single_models_say_what_is_listed(
         url, key = env.gateway.openai_url, SecretStr("any")
         one = cls(model=model, base_url=url, api_key=key, clock=FakeClock(), **streams)
         answer = env.generate(one, ["hi"])
-        counts = tokens_of(answer.llm_output["token_usage"])
+        counts = tokens_of(usage_of(answer.llm_output["token_usage"]))
     env.call(one, "close")
     assert counts is not None
     log, money = AttemptLog(answer), FixedPrices(*listed).money(*counts)
@@ -427,7 +428,8 @@ def test_thoughts_are_paid_once(total: int | None, paid: int, names: str) -> Non
         }
     if total is not None:
         usage["total_tokens"] = total
-    assert FixedPrices(1, 1000).cost(usage) == (100 + 1000 * paid) / 1_000_000
+    money = (100 + 1000 * paid) / 1_000_000
+    assert FixedPrices(1, 1000).cost(usage_of(usage)) == money
 
 
 class TurnedClock(FakeClock):

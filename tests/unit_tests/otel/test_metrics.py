@@ -9,8 +9,10 @@ from typing import Any
 import prometheus_client
 import pytest
 from langchain_core.rate_limiters import InMemoryRateLimiter
+from opentelemetry import metrics
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
@@ -31,6 +33,7 @@ from langchain_retryrouter.testing import (
     Status,
     Usage,
 )
+from tests.support import models
 from tests.support.alone import run_alone
 
 from .conftest import (
@@ -43,7 +46,6 @@ from .conftest import (
     llm,
     router_of,
 )
-from .twice import instrument_twice
 
 ATTEMPTS = "retryrouter.attempt.duration"
 DOCS = Path(__file__).parents[3] / "docs"
@@ -226,6 +228,27 @@ def test_a_call_that_is_not_sampled_is_counted(
     gpt_router(gateway, clock=clock).invoke(PROMPT)
     assert recorded.finished == []
     assert recorded.total(ATTEMPTS) == 2
+
+
+def instrument_twice(url: str) -> None:
+    """Before the global meter provider is set, and after; with a call each time."""
+    model = models.gpt_router(url, "a")
+    reader = InMemoryMetricReader()
+    instrument()
+    model.invoke("hi")
+    metrics.set_meter_provider(MeterProvider([reader]))
+    instrument()
+    model.invoke("hi")
+    data: Any = reader.get_metrics_data()
+    found = {
+        metric.name: [
+            getattr(point, "count", None) or getattr(point, "value", None)
+            for point in metric.data.data_points
+        ]
+        for metric in data.resource_metrics[0].scope_metrics[0].metrics
+    }
+    assert found["retryrouter.attempt.duration"] == [2]
+    assert found["gen_ai.client.inference.usage.output_tokens"] == [10]
 
 
 def test_an_application_may_instrument_again_when_it_has_set_a_provider(
