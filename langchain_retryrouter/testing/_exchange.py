@@ -34,7 +34,6 @@ Outcome: TypeAlias = Literal["pending", "sent", "faulted", "client_left"]
 
 # Requests.
 
-ProtocolName: TypeAlias = Literal["gptrouter", "openai"]
 Edition: TypeAlias = Literal["public", "hosted"]
 """Which GPTRouter: the public snapshot of its source, or the newer hosted service."""
 
@@ -119,7 +118,7 @@ class RecordedRequest:
         return azure[1] if azure else None
 
     @property
-    def protocol(self) -> ProtocolName:
+    def protocol(self) -> Literal["gptrouter", "openai"]:
         """The protocol that the path belongs to; an unknown path is GPTRouter's."""
         is_openai = self.path.startswith(("/v1/", "/openai/"))
         return "openai" if is_openai else "gptrouter"
@@ -522,10 +521,9 @@ class Exchange(ABC):
         given = {(name.lower(), value.lower()) for name, value in response.headers}
         close = self.request.closes_connection or ("connection", "close") in given
         begin = response.begin(close=close)
-        writes = (begin, *response.rest()) if response.is_stream else None
-        return Delivery(
-            writes or (begin + response.body,), "fin" if close else "keep", outcome
-        )
+        whole = (begin + response.body,)
+        writes = (begin, *response.rest()) if response.is_stream else whole
+        return Delivery(writes, "fin" if close else "keep", outcome)
 
     def end(self, *actions: bytes | float, outcome: Outcome = "sent") -> Delivery:
         """These writes and waits, and what the client asked to follow them."""

@@ -280,8 +280,7 @@ class _Connection(asyncio.Protocol):
                 request.outcome = self._delivery.outcome
 
     def _hang_up(self) -> None:
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
+        self.transport.write_eof()
         self.transport.close()
 
 

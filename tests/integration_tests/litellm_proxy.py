@@ -37,8 +37,9 @@ _SIMULATIONS: Final[dict[str, dict[str, Any]]] = {
     "failing": {"mock_response": "litellm.InternalServerError"},
     "overlong": {"mock_response": "litellm.ContextWindowExceededError"},
     "overloaded": {"mock_response": "Exception: mock_streaming_error"},
-    # No answer for its timeout, in seconds, and then a 408.
+    # No answer for their timeout, in seconds, and then a 408.
     "slow": {"mock_timeout": True, "timeout": 0.1},
+    "silent": {"mock_timeout": True, "timeout": 10},
 }
 
 

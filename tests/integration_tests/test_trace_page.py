@@ -64,7 +64,6 @@ def dom(page: Path, folder: Path, **filters: str) -> str:
     return re.sub(r"<script.*?</script>", "", whole, flags=re.DOTALL)
 
 
-@pytest.mark.timeout(150)
 @pytest.mark.parametrize(
     ("filters", "found", "answered"),
     [

@@ -15,10 +15,8 @@ import pytest
 from tests.integrations.matrix import cells, run_cell
 from tests.integrations.rows import ROWS, Method
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore"),  # They are the other packages'.
-    pytest.mark.timeout(120),  # Importing one of them may take long.
-]
+# They are the other packages'.
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.mark.parametrize(("row", "column", "method"), cells())

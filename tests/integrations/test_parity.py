@@ -26,7 +26,7 @@ from tests.support.providers.rich import NAMES, rich
 from tests.support.providers.server import TOOL, Script, ScriptedProvider
 from tests.support.providers.strict import complaints, read_choice
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 INSTALLED: Final = {
     name: row

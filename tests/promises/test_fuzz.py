@@ -145,7 +145,6 @@ def memory_taken(method: str) -> float:
     return taken
 
 
-@pytest.mark.timeout(120)
 def test_an_answer_without_an_end_is_left(figures: Figures, *, is_long: bool) -> None:
     """Of whatever a gateway sends, an answer is read up to a size and no further."""
     fresh: dict[str, Any] = {"max_workers": 2, "max_tasks_per_child": 1}

@@ -66,7 +66,6 @@ POOLS: Final[dict[str, Callable[[], Executor]]] = {
 }
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("pool", [*POOLS, "inherited by a fork"])
 def test_other_processes_answer(
     pool: str, gateway: FaultyGateway, figures: Figures

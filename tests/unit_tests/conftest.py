@@ -3,9 +3,9 @@
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import anthropic
 import coverage
@@ -16,8 +16,6 @@ from langsmith.env import get_langchain_env_var_metadata, get_runtime_environmen
 
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter.testing import FakeClock
-
-T = TypeVar("T")
 
 ENVIRONMENT = (
     "GPT_ROUTER_API_BASE",
@@ -56,13 +54,10 @@ class Twin:
 
     is_async: bool
 
-    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run(coroutine)
-
     def call(self, target: Any, name: str, *args: Any, **kwargs: Any) -> Any:
         """`target.name(...)`, or `await target.aname(...)`."""
         if self.is_async:
-            return self._run(getattr(target, f"a{name}")(*args, **kwargs))
+            return asyncio.run(getattr(target, f"a{name}")(*args, **kwargs))
         return getattr(target, name)(*args, **kwargs)
 
     def invoke(self, runnable: Any, *args: Any, **kwargs: Any) -> Any:
@@ -80,9 +75,9 @@ class Twin:
         """All chunks; `into` has those before an error."""
         chunks: list[Any] = [] if into is None else into
         if self.is_async:
-            self._run(_acollect(runnable.astream(*args, **kwargs), chunks))
+            asyncio.run(_acollect(runnable.astream(*args, **kwargs), chunks))
         else:
-            _collect(runnable.stream(*args, **kwargs), chunks)
+            chunks.extend(runnable.stream(*args, **kwargs))
         return chunks
 
     def complete(
@@ -90,31 +85,25 @@ class Twin:
     ) -> Any:
         """`completion_with_retry` or `acompletion_with_retry`; a stream as a list."""
         chunks: list[Any] = [] if into is None else into
-        if not self.is_async:
-            answer = module.completion_with_retry(*args, **kwargs)
-            if not kwargs.get("stream"):
-                return answer
-            _collect(answer, chunks)
-            return chunks
+        is_stream = kwargs.get("stream")
 
-        async def complete() -> Any:
+        async def acomplete() -> Any:
             answer = await module.acompletion_with_retry(*args, **kwargs)
-            if not kwargs.get("stream"):
-                return answer
-            await _acollect(answer, chunks)
-            return chunks
+            if is_stream:
+                await _acollect(answer, chunks)
+            return answer
 
-        return self._run(complete())
-
-
-def _collect(chunks: Iterator[Any], seen: list[Any]) -> None:
-    for chunk in chunks:
-        seen.append(chunk)  # noqa: PERF402 - what came before an error must be kept
+        if self.is_async:
+            answer = asyncio.run(acomplete())
+        else:
+            answer = module.completion_with_retry(*args, **kwargs)
+            chunks.extend(answer if is_stream else ())
+        return chunks if is_stream else answer
 
 
 async def _acollect(chunks: AsyncIterator[Any], seen: list[Any]) -> None:
     async for chunk in chunks:
-        seen.append(chunk)  # noqa: PERF401
+        seen.append(chunk)  # noqa: PERF401 - what came before an error must be kept
 
 
 @pytest.fixture(params=["sync", "async"])

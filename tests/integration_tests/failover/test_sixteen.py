@@ -50,7 +50,7 @@ def grades(seen: dict[str, Seen]) -> dict[str, str]:
     return {name: str(judge(SCENARIOS[name], one)[0]) for name, one in seen.items()}
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", RUNS)
 def test_the_sixteen_faults(
     name: str, runs: dict[str, Future[dict[str, Seen]]]

@@ -34,13 +34,10 @@ from tests.support.redis_server import RedisServer, SlowProxy, free_port, wait
 from tests.unit_tests.conftest import Twin
 from tests.unit_tests.stores.conftest import eventually, states
 
-pytestmark = [
-    pytest.mark.timeout(120),
-    # Python warns of forks in programs with threads; the stores' are some.
-    pytest.mark.filterwarnings(
-        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
-    ),
-]
+# Python warns of forks in programs with threads; the stores' are some.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*multi-threaded, use of fork:DeprecationWarning"
+)
 SETTINGS = {"failure_threshold": 2, "recovery_time": 2}
 NO_RETRIES = {"max_retries": 0, "max_retry_after": 0.5}
 LONG = Status(429, headers={"retry-after": "120"})

@@ -140,7 +140,6 @@ print(json.dumps([
 """
 
 
-@pytest.mark.timeout(180)  # Each process imports LangChain.
 def test_processes_agree_without_a_store() -> None:
     """Each process has a hash seed of its own, and all pin the same conversations."""
 

@@ -346,7 +346,6 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         RedisStore("redis://127.0.0.1:1")
 
 
-@pytest.mark.timeout(90)
 def test_a_model_without_a_store_imports_none() -> None:
     """Neither redis nor a store is loaded for models, breakers and budgets."""
     code = """
