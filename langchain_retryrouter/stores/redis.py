@@ -23,6 +23,7 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from langchain_retryrouter._shared import (
@@ -91,20 +92,21 @@ return text
 """
 
 
-class _Address(NamedTuple):
+@dataclass(frozen=True)
+class _Address:
     """How to connect: classes of the client's library, and the connection's settings.
 
-    `name` is what may be shown, without a password.
+    Its text is the address without a password.
     """
 
     client: type[Any]
     pool: type[Any]
     connection: type[Any]
-    settings: tuple[tuple[str, Any], ...]
+    settings: dict[str, Any]
 
     def connect(self, timeout: float = _COMMAND_TIMEOUT) -> Any:
         """A client with connections and time limits of its own, which never retries."""
-        settings = dict(self.settings) | {
+        settings = self.settings | {
             "decode_responses": True,
             "socket_timeout": timeout,
             "socket_connect_timeout": _CONNECT_TIMEOUT,
@@ -118,17 +120,10 @@ class _Address(NamedTuple):
         return self.client(connection_pool=pool)
 
     def __repr__(self) -> str:
-        """The address without a password."""
-        return f"<{self.name}>"
-
-    @property
-    def name(self) -> str:
-        """The address without a password."""
-        settings = dict(self.settings)
-        if path := settings.get("path"):
+        given = {"host": "localhost", "port": 6379} | self.settings
+        if path := given.get("path"):
             return f"unix://{path}"
-        host, port = settings.get("host", "localhost"), settings.get("port", 6379)
-        return f"redis://{host}:{port}/{settings.get('db') or 0}"
+        return f"redis://{given['host']}:{given['port']}/{given.get('db') or 0}"
 
 
 def _read_address(given: Any) -> _Address:
@@ -149,13 +144,12 @@ def _read_address(given: Any) -> _Address:
         raise TypeError(msg)
     pools = (one for one in type(pool).__mro__ if one.__name__ == "ConnectionPool")
     # What belongs to the pool of the client, and not to the address.
-    kept = {
+    settings = {
         name: value
-        for name, value in settings.items()
+        for name, value in sorted(settings.items())
         if not name.startswith(("maint_", "orig_", "himport_", "event_", "retry"))
         and type(value) is not object  # A mark for "not given", lost in a pickle.
     }
-    settings = tuple(sorted(kept.items()))
     return _Address(cls, next(pools, type(pool)), pool.connection_class, settings)
 
 
@@ -243,7 +237,7 @@ class _Lane(Locked):
             self._queue = waiting
             args = (self.address.connect(), waiting, stopped)
             self._repair_at = 0.0
-            name = f"retryrouter {self.address.name}"
+            name = f"retryrouter {self.address}"
             self._worker, listener = (
                 threading.Thread(target=target, args=args, name=name, daemon=True)
                 for target in (self._work, self._listen)
@@ -273,13 +267,12 @@ class _Lane(Locked):
 
     def follow(self, client: Any, moved: Any = None) -> None:
         """Go to the node of a cluster that has the keys, or back to the given one."""
-        settings: dict[str, Any] = {"host": "localhost", "port": 6379}
-        settings |= dict(self._given.settings)
+        settings = {"host": "localhost", "port": 6379} | self._given.settings
         if moved is not None:
             # Redis 7 may say: this one.
-            host = moved.host or dict(self.address.settings).get("host")
+            host = moved.host or self.address.settings.get("host")
             settings |= {"host": host, "port": moved.port}
-        self.address = self._given._replace(settings=tuple(sorted(settings.items())))
+        self.address = replace(self._given, settings=settings)
         pool = client.connection_pool
         pool.disconnect()
         pool.connection_kwargs.update(host=settings["host"], port=settings["port"])
@@ -331,12 +324,13 @@ class _Lane(Locked):
             while len(taken) < _MOST_TOGETHER:
                 taken.append(waiting.get_nowait())
         jobs = [job for job in taken if job is not None]
-        if stopped.is_set():
-            if jobs:  # What is sent last is to be found by its name.
-                jobs += self._index()
-        elif time.monotonic() >= self._repair_at:
+        is_due = not stopped.is_set() and time.monotonic() >= self._repair_at
+        if is_due:
             self._repair_at = time.monotonic() + _REPAIR_INTERVAL
-            jobs += self._repair()
+            for one in self._all_watched() if self.is_up else ():
+                call_listener(one.refresh)  # It asks what is new.
+        if is_due or (jobs and stopped.is_set()):
+            jobs += self._index()  # What is sent last is to be found by its name.
         replies: list[Any] = [None] * len(jobs)
         # While Redis is away only the index of names is sent, which shows its return.
         is_sent = self.is_up or any(job.operation is NAMES for job in jobs)
@@ -361,25 +355,18 @@ class _Lane(Locked):
                 is_reply = isinstance(reply, str)
                 call_listener(job.on_reply, json.loads(reply) if is_reply else None)
 
-    def _repair(self) -> list[_Job]:
-        """Let all that is watched ask what is new; the index of names, if it is due."""
+    def _all_watched(self) -> list[Shareable]:
         with self._lock:
             for key in [key for key, ones in self._watched.items() if not ones]:
                 del self._watched[key]
-            watched = [one for ones in self._watched.values() for one in ones]
-        if self.is_up:
-            for one in watched:
-                call_listener(one.refresh)
-        return self._index()
+            return [one for ones in self._watched.values() for one in ones]
 
     def _index(self) -> list[_Job]:
         """The index of names, if it is due, or Redis is away: it shows the return."""
         if self.is_up and time.monotonic() < self._index_at:
             return []
         self._index_at = time.monotonic() + _INDEX_INTERVAL
-        with self._lock:
-            watched = [one for ones in self._watched.values() for one in ones]
-        names = sorted({"|".join(one.record) for one in watched})
+        names = sorted({"|".join(one.record) for one in self._all_watched()})
         return [_Job(NAMES, f"{self.prefix}names", json.dumps(names), None)]
 
     def _send(self, client: Any, jobs: list[_Job]) -> list[Any]:
@@ -418,19 +405,19 @@ class _Lane(Locked):
     def _set_up(self, *, is_up: bool, error: Exception | None = None) -> None:
         if is_up is self.is_up:
             return
-        self.is_up, name = is_up, self.address.name
+        self.is_up = is_up
         if is_up:
             self._repair_at = 0.0  # What is not sent is sent now.
-            logger.warning("the store %s is back", name)
+            logger.warning("the store %s is back", self.address)
         else:
             away = "the store %s is away: each process decides alone (%s: %s)"
-            logger.warning(away, name, type(error).__name__, error)
+            logger.warning(away, self.address, type(error).__name__, error)
 
     def _log_refusal(self, job: _Job, error: Exception) -> None:
         kind, now = type(error).__name__, time.monotonic()
         if now - self._logged.get(kind, -_LOG_INTERVAL) >= _LOG_INTERVAL:
             self._logged[kind] = now
-            what = self.address.name, job.operation.name, error
+            what = self.address, job.operation.name, error
             logger.warning("the store %s refused %s: %s", *what)
 
     # --- the thread that listens ---
@@ -470,7 +457,7 @@ def _is(reply: Any, name: str) -> bool:
 
 
 # The lane of each address in this process; stores of one address share it.
-_LANES: Final = dict[tuple[Any, str], _Lane]()
+_LANES: Final = dict[tuple[str, str], _Lane]()
 
 
 @atexit.register
@@ -524,7 +511,7 @@ class RedisStore(OneForAll):
 
     def _open(self, address: _Address, namespace: str) -> None:
         self._address = address
-        key = (repr(tuple(address)), namespace)
+        key = f"{vars(address)}", namespace
         self._lane = _LANES.setdefault(key, _Lane(address, namespace))
         weakref.finalize(self, self._lane.leave, id(self)).atexit = False
         self._lane.handles.add(id(self))
@@ -628,8 +615,8 @@ class RedisStore(OneForAll):
 
     def __repr__(self) -> str:
         """The address without a password."""
-        name, namespace = self._address.name, self.namespace
-        return f"{type(self).__name__}({name!r}, namespace={namespace!r})"
+        where, namespace = str(self._address), self.namespace
+        return f"{type(self).__name__}({where!r}, namespace={namespace!r})"
 
 
 def _number(text: str) -> Any:
