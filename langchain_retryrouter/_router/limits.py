@@ -11,7 +11,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from langchain_core.messages.utils import count_tokens_approximately
 
@@ -23,11 +23,7 @@ from langchain_retryrouter._router.route import Route
 from langchain_retryrouter._shared import is_positive, require
 from langchain_retryrouter.circuit_breaker import Refusal
 from langchain_retryrouter.policy import RetryPolicy, with_limits
-from langchain_retryrouter.spend_limits import (
-    Price,
-    SpendLimit,
-    SpendReservation,
-)
+from langchain_retryrouter.spend_limits import Price, SpendLimit, SpendReservation
 
 _DEFAULT_LIMITS: Final = (300.0, 60.0, 60.0)  # Of an attempt, first token, and stall.
 _MOST_OUTPUT: Final = 4096  # Tokens of an answer at most, where nothing says it.
@@ -47,21 +43,8 @@ def limited_policy(policy: RetryPolicy, places: int) -> RetryPolicy:
     return with_limits(policy, (*limits, stall))
 
 
-class OutputMeans:
-    """How long the answers of a router's routes were, in tokens."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[float, int]] = {}
-
-    def learn(self, route: str, tokens: int) -> None:
-        """An answer of a route had so many."""
-        mean, most = self._known.get(route, (tokens, 0))
-        mean += _LEARNING * (tokens - mean)
-        self._known[route] = mean, max(tokens, most)
-
-    def of(self, route: str) -> tuple[float, int]:
-        """The mean of a route, and the most; 0 before the first answer."""
-        return self._known.get(route, (0.0, 0))
+OutputSizes: TypeAlias = dict[str, tuple[float, int]]
+"""By route: how many tokens its answers have, in the mean and at most."""
 
 
 class CallCosts:
@@ -71,7 +54,7 @@ class CallCosts:
         self,
         routes: Sequence[Route],
         request: ModelRequest,
-        means: OutputMeans,
+        outputs: OutputSizes,
         max_cost: float | None,
         limit: SpendLimit | None,
     ) -> None:
@@ -92,7 +75,7 @@ class CallCosts:
                     raise ValueError(no_price(route))
         self._routes = routes
         self._request = request
-        self._means = means
+        self._outputs = outputs
         self._max_cost = max_cost
         held = HELD_LIMITS.get()
         # Each once, and none that pays for the attempt that this call is a part of.
@@ -127,7 +110,7 @@ class CallCosts:
         if inside and "cost" in inside and not is_priced:
             return inside["cost"], bool(inside.get("cost_is_estimate"))
         if prices is not None and not usage:
-            mean, _ = self._means.of(route.name)
+            mean, _ = self._output_of(route)
             output = round(mean) if received is None else -(-received // 4)
             asked, _ = self._max_tokens(record.position)
             output = output if asked is None else min(output, asked)
@@ -146,12 +129,16 @@ class CallCosts:
         about += -(-(len(tools) + extra) // 4)
         return about, _MARGIN * about
 
+    def _output_of(self, route: Route) -> tuple[float, int]:
+        """The tokens of a route's answers; 0 before the first one."""
+        return self._outputs.get(route.name, (0.0, 0))
+
     def _max_tokens(self, position: int) -> tuple[int | None, int]:
         """The most tokens that a request asks for, and that an answer can have."""
         route = self._routes[position]
         asked = route.max_tokens_of(self._request.options)
         known = asked or (route.model.profile or {}).get("max_output_tokens")
-        _, longest = self._means.of(route.name)
+        _, longest = self._output_of(route)
         return asked, known or max(_MOST_OUTPUT, 2 * longest)
 
     def _price_of(self, position: int) -> Price:
@@ -163,15 +150,12 @@ class CallCosts:
         route = self._routes[position]
         prices, (about, most) = route.prices, self._prompt
         asked, longest = self._max_tokens(position)
-        mean, _ = self._means.of(route.name)
+        mean, _ = self._output_of(route)
         options = {**route.options, **self._request.options}
         n = options.get("n", getattr(route.model, "n", None))
         answers = n if type(n) is int and n > 1 else 1
-        costs = []
-        for read, written in (
-            (about, asked or min(round(mean), longest)),
-            (most, longest),
-        ):
+        costs, likely = [], asked or min(round(mean), longest)
+        for read, written in ((about, likely), (most, longest)):
             tokens = {"input_tokens": read, "output_tokens": answers * written}
             cost = None if prices is None else prices.cost(tokens)
             if cost is None:
@@ -209,7 +193,10 @@ class CallCosts:
         if number not in self._reserved:
             return
         if usage and (tokens := tokens_of(usage)):
-            self._means.learn(self._routes[record.position].name, tokens[1])
+            route = self._routes[record.position].name
+            mean, most = self._outputs.get(route, (tokens[1], 0))
+            mean += _LEARNING * (tokens[1] - mean)
+            self._outputs[route] = mean, max(tokens[1], most)
         priced = self.price(record, facts, received)
         cost = self._costs[number] if priced is None else priced[0]
         self._costs[number] = cost

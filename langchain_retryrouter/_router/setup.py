@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from langchain_retryrouter._providers.integrations import credentials_of, endpoint_of
 from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._retry.health import RouteHealth, RouteState
-from langchain_retryrouter._router.limits import OutputMeans, no_price
+from langchain_retryrouter._router.limits import OutputSizes, no_price
 from langchain_retryrouter._router.preflight import TokenCounter
 from langchain_retryrouter._router.route import Accept, Route
 from langchain_retryrouter._router.strategies import RouteOrder, RoutePlace
@@ -101,7 +101,7 @@ class RouterMemory:
         self.places = len({state.endpoint or index for index, state in states})
         self.output: Any = None  # An `OutputFormat`.
         self.counter = TokenCounter()
-        self.outputs = OutputMeans()
+        self.outputs: OutputSizes = {}
         self._warned: set[str] = set()
         if router.store is None:
             return
