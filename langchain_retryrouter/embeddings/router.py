@@ -17,7 +17,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -245,7 +245,8 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
         return self
 
     @functools.cached_property
-    def _memory(self) -> _SharedState:
+    def _memory(self) -> tuple[list[RouteState], dict[str, int]]:
+        """What copies share: the states of the routes, and the vectors' dimensions."""
         states = []
         for route in self.routes:
             breaker = route.breaker
@@ -261,7 +262,7 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
         if self.store is not None and self.budget is not None:
             self.budget.join(self.store, "budget")
         known = {} if self.dimensions is None else {"dimensions": self.dimensions}
-        return _SharedState(states, known)
+        return states, known
 
     # --- LangChain's interface ---
 
@@ -273,12 +274,12 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
                 a route's vectors have another number of dimensions.
             TypeError: `texts` is one string, or holds something else.
         """
-        call = _EmbedCall(self, self._memory, texts)
+        call = _EmbedCall(self, *self._memory, texts)
         return [vector for batch in call.batches() for vector in call.embed(batch)]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Async variant of `embed_documents`: `max_concurrency` batches at once."""
-        call = _EmbedCall(self, self._memory, texts)
+        call = _EmbedCall(self, *self._memory, texts)
         batches = call.batches()
         if not batches:
             return []
@@ -287,19 +288,20 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of one query, as the routes' `embed_query` makes it."""
-        call = _EmbedCall(self, self._memory, [text], is_query=True)
+        call = _EmbedCall(self, *self._memory, [text], is_query=True)
         return call.embed(range(1))[0]
 
     async def aembed_query(self, text: str) -> list[float]:
         """Async variant of `embed_query`."""
-        call = _EmbedCall(self, self._memory, [text], is_query=True)
+        call = _EmbedCall(self, *self._memory, [text], is_query=True)
         return (await call.aembed(range(1)))[0]
 
     # --- health and closing ---
 
     def health(self) -> dict[str, Any]:
         """How the routes are, by the calls so far; see `RetryRouter.health`."""
-        return health_of(self._memory.states, self.clock or SYSTEM_CLOCK)
+        states, _ = self._memory
+        return health_of(states, self.clock or SYSTEM_CLOCK)
 
     def close(self) -> None:
         """Close the routes' models, as far as they have a `close` method."""
@@ -371,13 +373,6 @@ def _common_dimensions(given: int | None, routes: list[EmbeddingsRoute]) -> int 
     return next(iter(asked), None)
 
 
-class _SharedState(NamedTuple):
-    """What a router and its copies remember: the routes, and the vectors' length."""
-
-    states: list[RouteState]
-    known: dict[str, int]
-
-
 # --- one call -------------------------------------------------------------------------
 
 
@@ -387,7 +382,8 @@ class _EmbedCall:
     def __init__(
         self,
         router: EmbeddingsRouter,
-        memory: _SharedState,
+        states: list[RouteState],
+        known: dict[str, int],
         texts: Iterable[str],
         *,
         is_query: bool = False,
@@ -401,7 +397,8 @@ class _EmbedCall:
                 msg = f"text {position} must be a string, not {type(text).__name__}"
                 raise TypeError(msg)
         self.router = router
-        self.memory = memory
+        self.states = states
+        self.known = known
         self.texts = texts
         self.is_query = is_query
         self.clock = router.clock or SYSTEM_CLOCK
@@ -470,7 +467,7 @@ class _Batch:
         self._vectors: dict[int, Vector] = {}
         self._lock = threading.Lock()
         self._failures: list[RetryRouterError] = []
-        routes = zip(router.routes, call.memory.states, strict=True)
+        routes = zip(router.routes, call.states, strict=True)
         ordered = sorted(routes, key=lambda one: one[0].name in call.refused)
         self._routes = [route for route, _ in ordered]
         self._state = CallState(
@@ -487,9 +484,7 @@ class _Batch:
             ),
         )
         self.context = RetryContext(
-            self._state,
-            on_failure=self._on_failure,
-            action=self._action_for,
+            self._state, on_failure=self._on_failure, action=self._action_for
         )
 
     def _describe(self, position: int) -> Subject:
@@ -565,19 +560,18 @@ class _Batch:
             raise _BadVectorsError(msg, should_retry=False)
         found = {p: v for p, v in zip(places, answer, strict=True) if _is_vector(v)}
         lengths = sorted({len(vector) for vector in found.values()})
-        memory, space = self._call.memory.known, self._call.router.space
         if len(lengths) > 1:
             msg = f"vectors of different lengths came back: {lengths}"
             raise _BadVectorsError(msg, should_retry=False)
-        if lengths and lengths[0] != (
-            known := memory.setdefault("dimensions", lengths[0])
-        ):
-            msg = (
-                f"route {route.name!r} answers with vectors of {lengths[0]} numbers,"
-                f" and those of {space!r} have {known}: they cannot be"
-                " compared, so this route must not be asked for it"
-            )
-            raise VectorSpaceError(msg)
+        for length in lengths:
+            known = self._call.known.setdefault("dimensions", length)
+            if length != known:
+                msg = (
+                    f"route {route.name!r} answers with vectors of {length} numbers,"
+                    f" and those of {self._call.router.space!r} have {known}: they"
+                    " cannot be compared, so this route must not be asked for it"
+                )
+                raise VectorSpaceError(msg)
         with self._lock:
             if attempt.number == self._state.attempts:  # Not a thread that was left.
                 self._vectors |= {p: [*map(float, v)] for p, v in found.items()}
@@ -591,12 +585,13 @@ class _Batch:
         if error.kind in MENDED_BY_HAND:
             self._call.refused.add(error.route)
         # Without the message: what a server says may hold anything.
-        what = type(error).__name__
-        if error.status_code is not None:
-            what = f"{what}, {error.status_code}"
+        status = "" if error.status_code is None else f", {error.status_code}"
+        left, what = (
+            len(self._batch) - len(self._vectors),
+            type(error).__name__ + status,
+        )
         logger.warning(
-            "route %r failed to embed %d text(s): %s",
-            *(error.route, len(self._batch) - len(self._vectors), what),
+            "route %r failed to embed %d text(s): %s", error.route, left, what
         )
 
     def _action_for(self, error: RetryRouterError) -> FailureAction | None:
@@ -610,13 +605,12 @@ class _Batch:
         """Whether the batch may be answered in halves."""
         if len(self._batch) == 1 or self._state.remaining() <= 0:
             return False
+        if error.kind is FailureKind.INVALID_REQUEST and _ABOUT_SIZE.search(
+            error.message
+        ):
+            return True
         is_overflow = error.kind is FailureKind.CONTEXT_OVERFLOW
-        is_refused = error.kind is FailureKind.INVALID_REQUEST
-        return (
-            is_overflow
-            or error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-            or (is_refused and bool(_ABOUT_SIZE.search(error.message)))
-        )
+        return is_overflow or error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
 @contextlib.contextmanager
