@@ -70,6 +70,7 @@ class Operation(NamedTuple):
         return reply
 
 
+@runtime_checkable
 class Store(Protocol):
     """Where records are; `stores.MemoryStore` and `stores.RedisStore` are stores."""
 
@@ -101,11 +102,6 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Close the connections; a store that is used again opens new ones."""
-
-
-def is_store(value: Any) -> bool:
-    """Whether this is a `Store`."""
-    return hasattr(value, "submit") and hasattr(value, "watch")
 
 
 @runtime_checkable
@@ -210,15 +206,15 @@ class Shareable(OneForAll, Locked):
         """
         if store is None:
             return
-        if not is_store(store):
+        is_store = isinstance(store, Store)
+        if not is_store:
             msg = (
                 "store must be a RedisStore(url) or a MemoryStore() of"
                 f" langchain_retryrouter.stores, not of type {type(store).__name__}"
             )
             raise ValueError(msg)
         if not self.name:
-            what = f"a {self._kind} with a store"
-            msg = f"{what} needs a name, the same in all processes"
+            msg = f"a {self._kind} with a store needs a name, the same in all processes"
             raise ValueError(msg)
         self.join(store, self.name)
 
@@ -467,7 +463,7 @@ def _breaker(r: Record, now: int, a: list[Any]) -> Reply:
         moment = r.get(field)
         return -1 if moment is None else max(0, int(moment) - now)
 
-    moments = [left("open_until"), left("held_until"), left("pause_until")]
+    moments = map(left, ("open_until", "held_until", "pause_until"))
     lease = left("lease_until")
     why = "" if r.get("open_until") is None else r.get("why", "")
     return [changed, r.get("gen", 0), *moments, granted, lease, members, why]

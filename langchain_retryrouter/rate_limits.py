@@ -107,17 +107,19 @@ class _TokenBucket:
         self.rate = min(per_minute, self.configured) / _MINUTE
         self.capacity = max(1.0, self.rate * _BURST)
 
-    def refill(self, now: float, share: float) -> float:
-        """Let tokens come back, at this share of the rate; how many did."""
-        before, seconds, self.read = self.level, now - self.read, now
+    def refill(self, now: float, share: float) -> None:
+        """Let tokens come back, at this share of the rate."""
+        seconds, self.read = now - self.read, now
         if self.rate == math.inf:
             self.level = math.inf
-            return 0.0
-        if share:
+        elif share:
+            before, most = self.level, max(self.level, self.capacity * share, 1.0)
             gained = before + seconds * self.rate * share
-            self.level = min(gained, max(before, self.capacity * share, 1.0))
-            self.level = min(self.level, self.capacity)
-        return self.level - before
+            self.level = min(gained, most, self.capacity)
+            if self.level != before:
+                # After an outage of all, the others have theirs.
+                owed = self.made + self.level - before
+                self.made = min(owed, self.rate * share * _OUTAGE)
 
     def missing(self, cost: float, ahead: float = 0.0) -> float:
         """What has to come in before `cost` is admitted, after `ahead`."""
@@ -255,13 +257,13 @@ class RateLimit(Shareable):
             "max_concurrency": max_concurrency,
         }
         for number, value in numbers.items():
+            allowed, is_met = "a finite number, more than 0", is_positive(value)
             if number == "max_concurrency":
-                allowed = "a whole number, 1 or more"
-                is_met = is_whole(value) and is_positive(value)
-            else:
-                allowed, is_met = "a finite number, more than 0", is_positive(value)
-            advice = "; leave it out for no limit"
-            is_met = is_met or value is None
+                allowed, is_met = (
+                    "a whole number, 1 or more",
+                    is_met and is_whole(value),
+                )
+            is_met, advice = is_met or value is None, "; leave it out for no limit"
             require(number, value, allowed, is_met=is_met, advice=advice)
         require("name", name, "a string", is_met=isinstance(name, str))
         flags = {"adaptive": adaptive, "strict": strict}
@@ -576,11 +578,7 @@ class RateLimit(Shareable):
     def _refill(self) -> None:
         now, share = self._now(), self._own_share()
         for bucket in self._buckets.values():
-            made = bucket.refill(now, share)
-            if made and self._store is not None:
-                # After an outage of all, the others have theirs.
-                most = bucket.rate * share * _OUTAGE
-                bucket.made = min(bucket.made + made, most)
+            bucket.refill(now, share)
 
     def _admit(self) -> None:
         self._refill()
@@ -697,14 +695,8 @@ class RateLimit(Shareable):
         store.wake()
         with self._lock:
             args = self._next_question(store, is_due=is_due)
-        queue = self._queue
-
-        def on_reply(reply: Reply | None) -> None:
-            if queue is self._queue:  # Else this is the child of a fork.
-                self._take_reply(args or [], reply)
-
         if args is not None:
-            self._submit(args, on_reply)
+            self._submit(args, functools.partial(self._take_reply, self._queue, args))
 
     def _next_question(self, store: Store, *, is_due: bool) -> list[Any] | None:
         """The arguments of the operation, if the store is to be asked."""
@@ -758,7 +750,11 @@ class RateLimit(Shareable):
         process = f"{store.process}#{self.number}"
         return [process, most, wanted, needed, self._in_flight, kinds]
 
-    def _take_reply(self, args: list[Any], reply: Reply | None) -> None:
+    def _take_reply(
+        self, queue: deque[Reservation], args: list[Any], reply: Reply | None
+    ) -> None:
+        if queue is not self._queue:
+            return  # This is the child of a fork.
         *_, needed, _, kinds = args
         with self._lock:
             self._refill()
@@ -802,16 +798,15 @@ class _LangChainLimiter(BaseRateLimiter):
 
     def acquire(self, *, blocking: bool = True) -> bool:
         limit, size = self._limit, Size()
-        return self._take(limit.reserve(size) if blocking else limit.try_reserve(size))
+        one = limit.reserve(size) if blocking else limit.try_reserve(size)
+        if one is not None:
+            one.cancelled()  # Its end will not be known.
+        return one is not None
 
     async def aacquire(self, *, blocking: bool = True) -> bool:
         if not blocking:
             return self.acquire(blocking=False)
-        return self._take(await self._limit.areserve(Size()))
-
-    def _take(self, one: Reservation | None) -> bool:
-        """Whether a request was admitted, whose end will not be known."""
-        if one is not None:
+        if (one := await self._limit.areserve(Size())) is not None:
             one.cancelled()
         return one is not None
 

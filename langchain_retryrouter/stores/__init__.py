@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from langchain_retryrouter._shared import PRESENCE, Record, Store, is_store
+from langchain_retryrouter._shared import PRESENCE, Record, Store
 
 if TYPE_CHECKING:
     from langchain_retryrouter.stores.memory import MemoryStore
@@ -49,7 +49,7 @@ def as_store(value: Any) -> Any:
         TypeError: It is something else. Not a ValueError, which pydantic would show
             together with the URL and its password.
     """
-    if value is None or is_store(value):
+    if value is None or isinstance(value, Store):
         return value
     if not isinstance(value, str):
         msg = (

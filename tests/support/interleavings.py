@@ -4,6 +4,8 @@ import json
 import random  # noqa: TID251 - seeded
 from typing import Any, Final
 
+import fakeredis
+import pytest
 import redis
 
 from langchain_retryrouter._shared import BREAKER, BUDGET, Operation, Record
@@ -80,6 +82,27 @@ def with_time(operation: Operation) -> str:
     """Its script, at a time that `script_args` hands in."""
     text = script(operation)[0]
     return text.replace("redis.call('TIME')", "{ARGV[3], ARGV[4]}")
+
+
+class LuaAndPython:
+    """Runs an operation in both, on a record each, and compares the replies."""
+
+    def __init__(self, operation: Operation) -> None:
+        self.record: Record = {}
+        self._operation = operation
+        self._redis = fakeredis.FakeRedis(decode_responses=True)
+        self._lua = self._redis.register_script(with_time(operation))
+
+    def run(self, now: int, args: list[Any]) -> list[Any]:
+        reply = self._operation.run(self.record, now, args)
+        told = self._lua(keys=["k"], args=script_args(now, args))
+        assert json.loads(told) == pytest.approx(reply)
+        return reply
+
+    def lose(self) -> None:
+        """Lose the record, as a restart without persistence does."""
+        self.record.clear()
+        self._redis.flushall()
 
 
 def script_args(now: int, args: list[Any]) -> list[str]:

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import gc
 import itertools
-import json
 import operator
 import os
 import pickle
@@ -45,7 +44,7 @@ from langchain_retryrouter._prices import (
     tokens_of,
     usage_of,
 )
-from langchain_retryrouter._shared import SPEND, Record
+from langchain_retryrouter._shared import SPEND
 from langchain_retryrouter.circuit_breaker import Refusal
 from langchain_retryrouter.spend_limits import Price, SpendReservation
 from langchain_retryrouter.stores import MemoryStore, RedisStore
@@ -62,9 +61,18 @@ from langchain_retryrouter.testing import (
     Usage,
 )
 from tests.support import models
-from tests.support.interleavings import script_args, with_time
+from tests.support.interleavings import LuaAndPython
 from tests.unit_tests.conftest import Twin
-from tests.unit_tests.stores.conftest import SilentStore, eventually, stores_of
+from tests.unit_tests.stores.conftest import (
+    Processes,
+    RefusingStore,
+    SilentStore,
+    eventually,
+    processes,
+    stores_of,
+)
+
+__all__ = ["processes"]
 
 ASKED, ANSWERED = 11, 5  # The tokens that the gateway counts.
 COST = (ASKED * 100 + ANSWERED * 1000) / 1_000_000
@@ -779,10 +787,11 @@ def test_a_new_period_begins_in_all_processes() -> None:
     reserved(other, 9).settle(9)
 
 
-def test_a_store_that_is_away_leaves_each_process_its_share() -> None:
+def test_a_store_that_is_away_leaves_each_process_its_share(
+    processes: Processes,
+) -> None:
     """Without its store a process spends no more than its share of what was left."""
-    server = fakeredis.FakeServer()
-    stores = stores_of(server, 2)
+    *stores, server = processes
     limits = [SpendLimit(10, name="x", store=store) for store in stores]
     eventually(lambda: [len(one.processes) for one in stores[0].snapshot()] == [2])
     for limit in limits:
@@ -796,22 +805,16 @@ def test_a_store_that_is_away_leaves_each_process_its_share() -> None:
         one.settle(3)
     server.connected = True
     eventually(lambda: stores[0].is_up and taken(stores[0]) == pytest.approx(8))
-    for store in stores:
-        store.close()
 
 
-def test_money_that_redis_has_forgotten_stays_spent() -> None:
+def test_money_that_redis_has_forgotten_stays_spent(processes: Processes) -> None:
     """A restart without persistence gives no money back, whoever asks first."""
-    server = fakeredis.FakeServer()
-    stores = stores_of(server, 2)
-    limits = [SpendLimit(10, name="x", store=store) for store in stores]
+    limits = [SpendLimit(10, name="x", store=store) for store in processes[:2]]
     for limit in limits:
         reserved(limit, 4).settle(4)
-    fakeredis.FakeRedis(server=server).flushall()
+    processes.client().flushall()
     reserved(limits[0], 1).settle(1)
     eventually(lambda: max(limit.left for limit in limits) <= 1)
-    for store in stores:
-        store.close()
 
 
 MOVE = st.tuples(
@@ -830,9 +833,7 @@ def test_lua_and_python_are_the_same(moves: list[tuple[Any, ...]]) -> None:
 
     It is counted in full once each process has asked again.
     """
-    redis = fakeredis.FakeRedis(decode_responses=True)
-    lua = redis.register_script(with_time(SPEND))
-    record: Record = {}
+    both = LuaAndPython(SPEND)
     known = dict[int, list[float]]()  # Of a process: when it was made, and its lease.
     current, now = 1, 1_000_000
     asked = set[int]()
@@ -841,9 +842,7 @@ def test_lua_and_python_are_the_same(moves: list[tuple[Any, ...]]) -> None:
         nonlocal now
         now += 100
         args = [f"p{who}#0", current, 60_000, 10.0, delta, forced, *known[who]]
-        reply = SPEND.run(record, now, args)
-        told = json.loads(lua(keys=["k"], args=script_args(now, args)))
-        assert told == pytest.approx(reply)
+        reply = both.run(now, args)
         assert forced or reply[1] <= 0 or reply[2] <= 10
         known[who] = [reply[5], known[who][1] + reply[1]]
         asked.add(who)
@@ -852,29 +851,20 @@ def test_lua_and_python_are_the_same(moves: list[tuple[Any, ...]]) -> None:
         if window > current:
             current, known = window, {}
         if is_lost:
-            record.clear()
-            redis.flushall()
+            both.lose()
             asked.clear()
         known.setdefault(who, [0, 0.0])
         ask(who, max(delta, -known[who][1]), forced)
     for who in known.keys() - asked:
         ask(who, 0.0, 0)
     leased = sum(lease for _, lease in known.values())
-    assert record.get("taken", 0) == pytest.approx(leased)
+    assert both.record.get("taken", 0) == pytest.approx(leased)
 
 
 def taken(store: RedisStore) -> float:
     """What all processes have spent or leased."""
     scopes = [one for one in store.snapshot() if one.kind == "spend"]
     return float(scopes[0].facts["taken"]) if scopes else 0.0
-
-
-class RefusingStore(SilentStore):
-    """Refuses all, as a replica does."""
-
-    def submit(self, *args: Any) -> bool:
-        args[3](None)
-        return True
 
 
 @pytest.mark.parametrize("cls", [RefusingStore, SilentStore])

@@ -1,9 +1,7 @@
 """`RateLimit(store=)`: one limit for many processes, by leases; here without Redis."""
 
-import json
 from typing import Any
 
-import fakeredis
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,9 +12,9 @@ from langchain_retryrouter.rate_limits import Size
 from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.testing import FakeClock, FaultyGateway
 from tests.promises.harness import limited_fleet, run
-from tests.support.interleavings import script_args, with_time
+from tests.support.interleavings import LuaAndPython
 from tests.support.models import chat_openai
-from tests.unit_tests.stores.conftest import SilentStore
+from tests.unit_tests.stores.conftest import RefusingStore, SilentStore
 
 from .conftest import ONE, admitted
 
@@ -113,19 +111,11 @@ def test_without_its_store_a_process_keeps_to_its_share(clock: FakeClock) -> Non
 
 def test_a_store_that_refuses_is_not_asked_all_the_time() -> None:
     """A wait asks ten times a second at most, and the local share decides."""
-    asked = 0
-
-    class Refusing(MemoryStore):
-        def submit(self, *args: Any) -> bool:
-            nonlocal asked
-            asked += 1
-            args[3](None)
-            return True
-
-    limit = RateLimit(requests_per_minute=240, name="a", store=Refusing())
+    store = RefusingStore()
+    limit = RateLimit(requests_per_minute=240, name="a", store=store)
     for _ in range(3):
         admitted(limit)
-    assert asked < 20
+    assert 0 < store.asked < 20
 
 
 def test_a_limit_of_a_router_is_shared_by_its_store(
@@ -160,9 +150,7 @@ STEP = st.tuples(
 @given(st.lists(STEP, max_size=25))
 def test_lua_and_python_are_the_same(steps: list[tuple[Any, ...]]) -> None:
     """And in any order no more is granted than there is, nor more permits than 8."""
-    redis = fakeredis.FakeRedis(decode_responses=True)
-    lua = redis.register_script(with_time(LIMIT))
-    record: Record = {}
+    both = LuaAndPython(LIMIT)
     now = 1_000_000
     seen, held = dict[str, int](), dict[str, int]()
     for number, permits, pause, rate, change, want, need in steps:
@@ -173,14 +161,12 @@ def test_lua_and_python_are_the_same(steps: list[tuple[Any, ...]]) -> None:
         most = max(permits, busy)
         kind = ["requests", rate, 100.0, change, max(want, need), need, need]
         args = [process, 8, most, most, busy, [kind]]
-        reply = LIMIT.run(record, now, args)
-        told = json.loads(lua(keys=["k"], args=script_args(now, args)))
-        assert told == pytest.approx(reply)
+        reply = both.run(now, args)
         seen[process], held[process] = now, reply[3]
         alive = [n for who, n in held.items() if now - seen[who] <= 5_000]
         assert sum(alive) <= 8
         assert reply[4] <= max(100.0, need)
-        assert -60_000 * rate - 200 <= record["requests"] <= 100
+        assert -60_000 * rate - 200 <= both.record["requests"] <= 100
 
 
 def test_a_dead_process_holds_nothing() -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import fakeredis
 import pytest
@@ -15,6 +15,18 @@ class SilentStore(MemoryStore):
 
     def submit(self, *_: object) -> bool:
         """Never answer."""
+        return True
+
+
+class RefusingStore(MemoryStore):
+    """Refuses all, as a replica of Redis does; counts how often it was asked."""
+
+    asked = 0
+
+    def submit(self, *args: Any, **_: object) -> bool:
+        """Refuse it at once."""
+        self.asked += 1
+        args[3](None)
         return True
 
 

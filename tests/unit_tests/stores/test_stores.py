@@ -290,7 +290,7 @@ def test_breakers_are_made_while_the_thread_works() -> None:
     finally:
         sys.setswitchinterval(before)
     made[0].open_for(60)
-    eventually(lambda: made[-1].is_open, seconds=60)  # It asks for each of them.
+    eventually(lambda: made[-1].is_open)
     store.close()
 
 
