@@ -176,6 +176,13 @@ def heeds_ctrl_c() -> Iterator[None]:
 
 
 @pytest.fixture
+def waits_for_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that ends is read to its end, however busy the machine is."""
+    for limit in ("_openai.client._DRAIN_TIMEOUT", "_gptrouter.http._DRAIN_SECONDS"):
+        monkeypatch.setattr(f"langchain_retryrouter.{limit}", 30)
+
+
+@pytest.fixture
 def no_real_waits(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     """Let code that uses the system's clock, such as the demo, wait for nothing."""
     clock = FakeClock()

@@ -110,6 +110,7 @@ def all_closed(gateway: FaultyGateway) -> bool:
 # --- kept ---
 
 
+@pytest.mark.usefixtures("waits_for_bodies")
 async def test_a_hundred_calls_use_one_connection(loop: OneLoop) -> None:
     """A hundred calls one after another, streams among them, use one connection."""
     llm = loop.new_llm()
@@ -141,6 +142,7 @@ FAILURES: list[Step] = [
 ]
 
 
+@pytest.mark.usefixtures("waits_for_bodies")
 async def test_a_failed_answer_gives_its_connection_back(loop: OneLoop) -> None:
     """After an error, in a stream or not, the connection serves the next call."""
     llm = loop.new_llm(max_retries=0)

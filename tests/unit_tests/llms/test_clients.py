@@ -30,6 +30,7 @@ from tests.unit_tests.chat_models.relays import Proxy
 from .conftest import KEY, Env, NewLLM, collect_garbage, in_loop
 
 
+@pytest.mark.usefixtures("waits_for_bodies")
 async def test_a_hundred_calls_use_one_connection(every: Env) -> None:
     """Calls and streams one after the other use one connection, failed ones too."""
     every.gateway.script(Status(503), HtmlPage(502), Status(429))
