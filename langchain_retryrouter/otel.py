@@ -476,9 +476,7 @@ class Instrumentation:
         is_global = provider is metrics.get_meter_provider()
         own = _values_of_global if is_global else _Values()
         self.values = _values.setdefault(provider, own)
-        # What is said of a subject, and the labels of an attempt.
         self.model = functools.lru_cache(_MOST_NAMES)(self._describe)
-        self.labels = functools.lru_cache(_MOST_NAMES)(self._label)
         self._names: set[str] = set()
         self._histograms: dict[str, metrics.Histogram] = {}
         meter = provider.get_meter(_SCOPE, __version__)
@@ -529,7 +527,8 @@ class Instrumentation:
         duration = "embeddings" if operation == "embeddings" else "call"
         return _Model(span_name, attributes, labels, duration)
 
-    def _label(self, subject: Subject, route: str | None, outcome: str) -> Labels:
+    def labels(self, subject: Subject, route: str | None, outcome: str) -> Labels:
+        """The labels of an attempt."""
         own = (_ROUTE, self.bounded(route)), (_OUTCOME, outcome)
         return self.model(subject).labels + own
 

@@ -100,13 +100,6 @@ class _Config:
     """The data of a file, and the problems that are found in it."""
 
     def __init__(self, source: Source) -> None:
-        """Read it.
-
-        Raises:
-            ImportError: It is a YAML file, and PyYAML is not installed.
-            OSError: It cannot be read.
-            ValueError: It is no file of these kinds, or has an error of syntax.
-        """
         self._problems: list[tuple[int, str, Place]] = []
         self.shared: dict[Any, tuple[Any, Any]] = {}  # Objects, by their names.
         self.from_variables: set[str] = set()  # Texts that no message shows.
@@ -159,11 +152,7 @@ class _Config:
         return any(at[: len(place)] == place for *_, at in self._problems)
 
     def check(self) -> None:
-        """Raise one error for all problems so far.
-
-        Raises:
-            ValueError: There are some.
-        """
+        """Raise one error for all problems so far, if there are some."""
         if self._problems:
             lines = [text for _, text, _ in sorted(self._problems, key=lambda p: p[0])]
             raise ValueError("\n".join(dict.fromkeys(lines)))
@@ -415,11 +404,11 @@ def _resolve(
         elif name in names:
             given[name] = _resolve_value(config, name, value, here)
         elif plain not in names:
-            takes = {t: inspect.signature(cls).parameters for t, cls in _TABLES.items()}
-            tables = [table for table, known in takes.items() if name in known]
             advice = _nearest(name, names)
-            if tables:
-                advice = f"; it belongs into the table {tables[0]!r}"
+            for other, cls in _TABLES.items():
+                if name in inspect.signature(cls).parameters:
+                    advice = f"; it belongs into the table {other!r}"
+                    break
             if place:
                 advice += "; arguments of the model go into 'params'"
             config.problem(here, f"unknown key{advice}")
