@@ -1,6 +1,8 @@
 """Plugins and settings of all tests."""
 
 import gc
+import os
+import re
 from pathlib import Path
 
 import certifi
@@ -38,12 +40,23 @@ def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+_OF_THE_MACHINE = re.compile(
+    r"(GPT_ROUTER|(AZURE_)?OPENAI|ANTHROPIC|LANGCHAIN|LANGSMITH)_.*|.*_PROXY",
+    re.IGNORECASE,
+)
+
+
 @pytest.fixture(autouse=True)
-def fast_clients(
+def clean_environment(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, one_authority: Path
 ) -> None:
-    """A new HTTP client reads one certificate; to read all takes most of a test."""
+    """Hide keys, addresses, proxies and tracing of the machine, but for a live test.
+
+    A new HTTP client reads one certificate; to read all takes most of a test.
+    """
     if request.node.get_closest_marker("live") is None:
+        for name in filter(_OF_THE_MACHINE.fullmatch, list(os.environ)):
+            monkeypatch.delenv(name)
         for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
             monkeypatch.setenv(name, str(one_authority))
 

@@ -8,19 +8,9 @@ from langchain_core.tools import BaseTool, tool
 from langchain_retryrouter.testing import FaultyGateway
 from tests.integration_tests.litellm_proxy import Proxy, running_proxy
 from tests.support.redis_server import redis_server
-from tests.unit_tests.conftest import ENVIRONMENT, Twin, twin
+from tests.unit_tests.conftest import Twin, twin
 
 __all__ = ["Twin", "redis_server", "twin"]
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No key, address, proxy or tracing of the machine, except for a live test."""
-    if request.node.get_closest_marker("live") is None:
-        for name in ENVIRONMENT:
-            monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

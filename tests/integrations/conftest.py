@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.integrations.report import keep_results, write_page
-from tests.unit_tests.conftest import ENVIRONMENT
 
 _results: dict[str, bool] = {}
 
@@ -33,7 +32,5 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ENVIRONMENT:
-        monkeypatch.delenv(name, raising=False)
     # LiteLLM would fetch a list of prices when it is imported.
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")

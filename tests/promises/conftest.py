@@ -10,16 +10,9 @@ import pytest
 from langchain_retryrouter.testing import FaultyGateway
 from tests.promises.harness import ALL, call, new_model
 from tests.support.redis_server import redis_server
-from tests.unit_tests.conftest import Twin, clean_environment, no_blocking_calls, twin
+from tests.unit_tests.conftest import Twin, no_blocking_calls, twin
 
-__all__ = [
-    "Figures",
-    "Twin",
-    "clean_environment",
-    "no_blocking_calls",
-    "redis_server",
-    "twin",
-]
+__all__ = ["Figures", "Twin", "no_blocking_calls", "redis_server", "twin"]
 
 
 class Figures(list[tuple[str, str, float, float]]):

@@ -75,7 +75,7 @@ def test_no_route_gets_more(
     with FaultyGateway() as gateway:
         for fault in FAULTS if is_long else ("wrong key", [*FAULTS][turn]):
             gateway.always(FAULTS[fault])
-            timeout = 0.1 if fault == "silence" else 30
+            timeout = 0.5 if fault == "silence" else 30
             fields: dict[str, Any] = {"clock": FakeClock(), "timeout": timeout}
             policy = RetryPolicy(max_retries=MAX_RETRIES)
             llm = new_model(name, gateway, retry_policy=policy, **fields)

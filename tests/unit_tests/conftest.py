@@ -1,4 +1,4 @@
-"""Fixtures of all unit tests: sync and async calls, and a clean environment."""
+"""Fixtures of all unit tests: sync and async calls, and what a test may not do."""
 
 import asyncio
 import gc
@@ -16,33 +16,6 @@ from langsmith.env import get_langchain_env_var_metadata, get_runtime_environmen
 
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter.testing import FakeClock
-
-ENVIRONMENT = (
-    "GPT_ROUTER_API_BASE",
-    "GPT_ROUTER_API_KEY",
-    "OPENAI_API_BASE",
-    "OPENAI_API_KEY",
-    "OPENAI_BASE_URL",
-    "OPENAI_ORGANIZATION",
-    "OPENAI_ORG_ID",
-    "OPENAI_PROXY",
-    "AZURE_OPENAI_AD_TOKEN",
-    "AZURE_OPENAI_API_KEY",
-    "AZURE_OPENAI_ENDPOINT",
-    "OPENAI_API_VERSION",
-    "OPENAI_API_TYPE",
-    "LANGCHAIN_TRACING_V2",
-    "LANGSMITH_TRACING",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "ALL_PROXY",
-    "NO_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "all_proxy",
-    "no_proxy",
-)
-"""Variables that would change what a model does; no test sees the machine's own."""
 
 
 @dataclass(frozen=True)
@@ -146,13 +119,6 @@ def no_blocking_calls() -> Iterator[BlockBuster]:
         for function in blockbuster.functions.values():
             function.can_block_in("langchain_retryrouter/_prices.py", {"listed_prices"})
         yield blockbuster
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide keys, addresses, proxies and tracing of the machine from the test."""
-    for name in ENVIRONMENT:
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(autouse=True)
