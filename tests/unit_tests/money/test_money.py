@@ -273,7 +273,7 @@ def test_a_routes_own_prices_count_more_than_listed_ones(env: Env, way: str) -> 
 
 def test_batches_and_worst_cases_say_money(env: Env) -> None:
     """`summarize` adds the costs up, and `explain` stops at `max_cost`."""
-    limit = SpendLimit(5, name="team")
+    limit = SpendLimit(5, name="team", clock=FakeClock())
     # All of them fit: to wait for money is nothing for a clock of tests.
     short = env.route(model={"max_tokens": 10})
     router = new_router(short, max_cost=0.5, spend_limit=limit)
@@ -579,7 +579,7 @@ def test_a_rate_limiter_is_asked_once_while_money_is_waited_for(
     env: Env, way: str, limits: str
 ) -> None:
     """The turn of an attempt is kept until there is money for it."""
-    limit, asked = SpendLimit(10 * COST), list[float]()
+    limit, asked = SpendLimit(10 * COST, clock=FakeClock()), list[float]()
     held = limit.reserve(Price(COST, 9.5 * COST))
     clock = Settling(held)
     shared = RateLimit(requests_per_minute=60_000, clock=clock)
@@ -658,7 +658,7 @@ def test_64_callers_stay_below_the_limit(
 
     The answers have fewer tokens than `max_tokens`; without it their size is learned.
     """
-    limit = SpendLimit(20.5 * COST)
+    limit = SpendLimit(20.5 * COST, clock=FakeClock())
     route = new_route(gateway, model={"max_tokens": max_tokens})
     router = new_router(route, spend_limit=limit, clock=None)
     outcomes = crowd(router, is_async=is_async)
@@ -673,7 +673,7 @@ def test_under_estimates_of_many_callers_are_those_of_one(
 ) -> None:
     """Answers that are longer than all before overrun the limit once, not 64 times."""
     gateway.always(Answer(" ".join(["word"] * 200)))
-    limit = SpendLimit(0.5)  # Two and a half of these answers.
+    limit = SpendLimit(0.5, clock=FakeClock())  # Two and a half of these answers.
     crowd(new_router(new_route(gateway), spend_limit=limit, clock=None))
     each = limit.spent / len(gateway.requests)
     assert each > 0.15
