@@ -53,9 +53,13 @@ def held() -> tuple[int, int]:
     return sys.getallocatedblocks(), pages
 
 
-def note_drift(figures: Figures, before: tuple[int, int], where: str) -> None:
-    what = ("number of objects drifts", "resident memory drifts")
-    for now, then, subject in zip(held(), before, what, strict=True):
+def note_drift(
+    figures: Figures, before: tuple[int, int], where: str, *, is_long: bool
+) -> None:
+    what = ["number of objects drifts"]
+    if is_long:  # A machine that is short of memory takes some of a process.
+        what.append("resident memory drifts")
+    for now, then, subject in zip(held(), before, what, strict=False):
         drift = abs(100 * (now / then - 1))
         figures.at_most(2, drift, f"% that the {subject}, {where}")
 
@@ -93,7 +97,7 @@ def test_calls_on_a_virtual_clock(figures: Figures, *, is_long: bool) -> None:
     run(soak(calls // 10))
     before = held()
     run(soak(calls - calls // 10))
-    note_drift(figures, before, "on a virtual clock")
+    note_drift(figures, before, "on a virtual clock", is_long=is_long)
     assert max(attempts, default=0) <= policy.max_retries + 1
     assert len(attempts) < 0.1 * calls
     figures.at_most(1e-6, late[0], "seconds past a deadline")
@@ -125,7 +129,7 @@ def test_calls_over_http(
                 attempts.append(error.attempts)
                 clock.advance(60)
         if is_long:
-            note_drift(figures, before, "over HTTP")
+            note_drift(figures, before, "over HTTP", is_long=True)
         figures.at_most(8, gateway.open_connections, "connections open in the end")
     assert max(attempts, default=0) <= 6
     assert len(attempts) < 0.1 * calls
