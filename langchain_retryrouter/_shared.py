@@ -192,6 +192,7 @@ class Shareable(OneForAll, Locked):
 
     def __init__(self, name: str) -> None:
         """Not shared over a store so far."""
+        require("name", name, "a string", is_met=isinstance(name, str))
         super().__init__()
         self.name = name
         self.number = next(_numbers)  # Tells it from others of its name here.
@@ -218,15 +219,10 @@ class Shareable(OneForAll, Locked):
             raise ValueError(msg)
         self.join(store, self.name)
 
-    def join(self, store: Store, name: str) -> None:
-        """Share this, unless it has a store already.
-
-        Args:
-            store: Where it is shared.
-            name: What it is shared under, if it has no name of its own.
-        """
+    def join(self, store: Store | None, name: str) -> None:
+        """Share this, under `name` if it has none, unless it has a store already."""
         with self._lock:
-            if self._store is not None:
+            if store is None or self._store is not None:
                 return
             self.name = self.name or name
             self._store = store

@@ -265,7 +265,6 @@ class RateLimit(Shareable):
                 )
             is_met, advice = is_met or value is None, "; leave it out for no limit"
             require(number, value, allowed, is_met=is_met, advice=advice)
-        require("name", name, "a string", is_met=isinstance(name, str))
         flags = {"adaptive": adaptive, "strict": strict}
         for flag, value in flags.items():
             require(flag, value, "True or False", is_met=isinstance(value, bool))
@@ -275,8 +274,8 @@ class RateLimit(Shareable):
                 " max_concurrency=20; or adaptive=True to go by what the provider says"
             )
             raise ValueError(msg)
-        self._settings = {**numbers, "name": name, **flags}
         super().__init__(name)
+        self._settings = {**numbers, "name": name, **flags}
         self.adaptive = adaptive
         self.strict = strict
         self._clock = clock
@@ -395,11 +394,7 @@ class RateLimit(Shareable):
         return {"requests": 1.0, "tokens": prompt + output, "input_tokens": prompt}
 
     def wait_for(self, size: Size) -> float:
-        """Seconds until a request would be admitted; infinite if that is not known.
-
-        Raises:
-            RequestTooLargeError: It would wait for ever.
-        """
+        """Seconds until a request would be admitted; infinite if that is not known."""
         self._exchange()
         with self._lock:
             self._admit()
@@ -429,11 +424,7 @@ class RateLimit(Shareable):
         return one
 
     def reserve(self, size: Size, patience: float | None = None) -> Reservation | None:
-        """A reservation, after a wait of `patience` seconds at most; None after that.
-
-        Raises:
-            RequestTooLargeError: It would wait for ever.
-        """
+        """A reservation after a wait of `patience` seconds at most, or else None."""
         event = threading.Event()
         place = self._new_place(size, event.set)
         try:

@@ -115,7 +115,6 @@ class SpendLimit(Shareable):
         periods = [*_SECONDS, "month"]
         is_period = per in periods or is_positive(per)
         require("per", per, f"one of {periods}, or seconds", is_met=is_period)
-        require("name", name, "a string", is_met=isinstance(name, str))
         super().__init__(name)
         self.amount, self.per = float(amount), per
         self._clock = clock or SYSTEM_CLOCK
@@ -233,7 +232,7 @@ class SpendLimit(Shareable):
             one.period = None  # A second time changes nothing.
             excess = self._spent - self._leased
         if self._store is not None and excess > _ROUNDING:
-            self._tell(excess, is_forced=True)
+            self._tell(excess)
 
     def _roll(self) -> None:
         """Begin the next period if this one is over."""
@@ -283,35 +282,35 @@ class SpendLimit(Shareable):
             self._is_asking, self._asked_at = True, self._clock.monotonic()
             missing = self._spent + self._held + needed - self._leased
             more = max(missing, self._chunk())
-        self._tell(more)
+        self._tell(more, is_lease=True)
 
-    def _tell(self, delta: float, *, is_forced: bool = False) -> None:
+    def _tell(self, delta: float, *, is_lease: bool = False) -> None:
+        """Ask for a lease, or say what was spent beyond it, or is given back."""
         store = self._store
         if store is None:
             return
         with self._lock:
             began, ends = self._began, int(1000 * (self._ends - self._clock.time()))
             known = [self._made, self._leased]
-            if is_forced or delta <= 0:
+            if not is_lease:
                 self._leased += delta
 
         def on_reply(reply: Reply | None) -> None:
             with self._lock:
-                is_lease, is_current = delta > 0 and not is_forced, began == self._began
+                is_current = began == self._began
                 self._is_asking = self._is_asking and not is_lease
                 self._has_failed = reply is None
-                if is_current and reply is not None:
-                    self._made = reply[5]
-                if is_lease and is_current and reply is not None:
-                    self._leased += reply[1]
-                    if reply[1] < delta:
-                        self._refused_at = self._clock.time()
-                elif not is_lease and is_current and reply is None:
+                if reply is None and is_current and not is_lease:
                     self._leased -= delta  # It is reported again.
+                elif reply is not None and is_current:
+                    self._made = reply[5]
+                    self._leased += reply[1] if is_lease else 0.0
+                    if is_lease and reply[1] < delta:
+                        self._refused_at = self._clock.time()
             if reply is not None:
                 self.learned(reply)
 
-        me = f"{store.process}#{self.number}"
+        me, is_forced = f"{store.process}#{self.number}", delta > 0 and not is_lease
         args = [me, began, ends, self.amount, delta, int(is_forced), *known]
         self._submit(args, on_reply)
 
@@ -322,10 +321,9 @@ class SpendLimit(Shareable):
             excess = self._spent - self._leased
             kept = self._chunk() if self._was_used else 0.0
             self._was_used = False
-        if excess > _ROUNDING:  # It was spent while the store was away.
-            self._tell(excess, is_forced=True)
-        else:
-            self._tell(min(0.0, excess + self._held + kept))
+        if excess <= _ROUNDING:  # Else it was spent while the store was away.
+            excess = min(0.0, excess + self._held + kept)
+        self._tell(excess)
 
     def learned(self, reply: Reply) -> None:
         """Take over what all processes have."""

@@ -41,11 +41,7 @@ class CallLimits:
         return self._size(position) if counts else Size()
 
     def wait_for(self, position: int) -> float:
-        """Seconds until the limits of a route are free; infinite if not known.
-
-        Raises:
-            RequestTooLargeError: It never has.
-        """
+        """Seconds until the limits of a route are free; infinite if not known."""
         limits, size = self.routes[position], self.size(position)
         return max((limit.wait_for(size) for limit in limits), default=0.0)
 

@@ -252,14 +252,12 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
             breaker = route.breaker
             if breaker is None and self.breaker_settings is not None:
                 breaker = CircuitBreaker(**self.breaker_settings, clock=self.clock)
-            if self.store is not None:
-                scope = scope_of(route.name, route.model, self.space)
-                for limit in rate_limits_of(route):
-                    limit.join(self.store, scope)
-                if breaker is not None:
-                    breaker.join(self.store, scope)
+            scope = scope_of(route.name, route.model, self.space)
+            for one in (breaker, *rate_limits_of(route)):
+                if one is not None:
+                    one.join(self.store, scope)
             states.append(RouteState(route.name, breaker, RouteHealth()))
-        if self.store is not None and self.budget is not None:
+        if self.budget is not None:
             self.budget.join(self.store, "budget")
         known = {} if self.dimensions is None else {"dimensions": self.dimensions}
         return states, known
