@@ -52,17 +52,11 @@ def new_router(url: str, gateway: FaultyGateway, **fields: Any) -> RetryRouter:
     )
 
 
-def full(server: RedisServer, _: SlowProxy) -> None:
-    """Let Redis refuse all that would need memory."""
+def give_memory(server: RedisServer, most: str) -> None:
+    """Let Redis refuse all that would need more; 0 is no limit."""
     with server.client() as client:
         client.config_set("maxmemory-policy", "noeviction")
-        client.config_set("maxmemory", "1mb")
-
-
-def emptied(server: RedisServer, _: SlowProxy) -> None:
-    """Give Redis its memory back."""
-    with server.client() as client:
-        client.config_set("maxmemory", 0)
+        client.config_set("maxmemory", most)
 
 
 Change = Callable[[RedisServer, SlowProxy], object]
@@ -73,7 +67,10 @@ FAULTS: dict[str, tuple[Change, Change]] = {
         lambda _, proxy: setattr(proxy, "delay", 5.0),
         lambda _, proxy: setattr(proxy, "delay", 0.0),
     ),
-    "out of memory": (full, emptied),
+    "out of memory": (
+        lambda s, _: give_memory(s, "1mb"),
+        lambda s, _: give_memory(s, "0"),
+    ),
     "read-only": (
         lambda s, _: s.client().replicaof("127.0.0.1", 1),
         lambda s, _: s.client().replicaof("NO", "ONE"),
@@ -88,10 +85,14 @@ def test_redis_fails_while_calls_learn(
     """No call fails or waits for Redis; what was learned is sent when it is back."""
     begin, end = FAULTS[fault]
     proxy = SlowProxy(redis_server.port)
-    limits: Any = {"rate_limit": RateLimit(requests_per_minute=60_000)}
     money = RedisStore(proxy.url)
-    limits["spend_limit"] = SpendLimit(100, name="money", store=money)
-    router = new_router(proxy.url, gateway, budget=RetryBudget(), **limits)
+    router = new_router(
+        proxy.url,
+        gateway,
+        budget=RetryBudget(),
+        rate_limit=RateLimit(requests_per_minute=60_000),
+        spend_limit=SpendLimit(100, name="money", store=money),
+    )
     assert twin.invoke(router, "hi").content
     eventually(lambda: states(RedisStore(redis_server.url)) == ["closed"])
     begin(redis_server, proxy)

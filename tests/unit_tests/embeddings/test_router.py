@@ -93,11 +93,16 @@ class Places:
         self.calls.closes(model)
         return model
 
-    def router(self, *routes: Any, **fields: Any) -> EmbeddingsRouter:
-        """A router of the two places, unless other routes are given."""
+    def router(
+        self, *routes: Any, first: dict[str, Any] | None = None, **fields: Any
+    ) -> EmbeddingsRouter:
+        """A router of the two places, unless other routes are given.
+
+        `first` are more fields of the first one.
+        """
         if not routes:
             routes = (
-                EmbeddingsRoute(model=self.model(0), name="first"),
+                EmbeddingsRoute(model=self.model(0), name="first", **(first or {})),
                 EmbeddingsRoute(model=self.model(1), name="second"),
             )
         given = {"retry_policy": EXACT, "clock": self.clock, **fields}
@@ -439,10 +444,9 @@ def test_a_gateways_embeddings_are_a_route(
 def test_an_open_breaker_keeps_a_route_out(places: Places) -> None:
     """Breakers count over batches and calls; a shared one can be given."""
     breaker = CircuitBreaker(failure_threshold=1, clock=places.clock)
-    first = EmbeddingsRoute(model=places.model(0), name="a", breaker=breaker)
-    second = EmbeddingsRoute(model=places.model(1), name="b")
     places.gateways[0].always(Status(503))
-    router = places.router(first, second, retry_policy=RetryPolicy(max_retries=0))
+    once = RetryPolicy(max_retries=0)
+    router = places.router(first={"breaker": breaker}, retry_policy=once)
     assert places.embed(router) == STUBS
     assert breaker.is_open
     assert places.embed(copy.copy(router), ["a"]) == STUBS[:1]
@@ -455,15 +459,12 @@ def test_an_open_breaker_keeps_a_route_out(places: Places) -> None:
 def test_a_full_limit_is_passed_by(places: Places) -> None:
     """A route without room is not waited for while another one has room."""
     limit = RateLimit(requests_per_minute=60, clock=places.clock)
-    first = EmbeddingsRoute(model=places.model(0), name="a", rate_limit=limit)
-    second = EmbeddingsRoute(model=places.model(1), name="b")
+    fields: Any = {"max_batch_size": 1, "max_concurrency": 1}
     policy = RetryPolicy(failover_after_wait=0)
-    router = places.router(
-        first, second, max_batch_size=1, max_concurrency=1, retry_policy=policy
-    )
+    router = places.router(first={"rate_limit": limit}, retry_policy=policy, **fields)
     assert places.embed(router) == STUBS
     assert (len(places.asked(0)), len(places.asked(1))) == (1, 4)
-    alone = places.router(first, max_batch_size=1, max_concurrency=1)
+    alone = places.router(router.routes[0], **fields)
     assert places.embed(alone, TEXTS[:3]) == STUBS[:3]
     assert places.clock.monotonic() >= 2
 

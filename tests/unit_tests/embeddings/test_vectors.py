@@ -183,6 +183,11 @@ def answer_of(body: Any) -> Body:
     return Body(200, {"content-type": "application/json"}, json.dumps(body))
 
 
+def at_places(*indices: int | None) -> dict[str, Any]:
+    """An answer whose vectors name their places."""
+    return {"choices": [{"index": i, "embedding": [i or 0]} for i in indices]}
+
+
 FOUND_WRONG: dict[str, tuple[Any, str]] = {
     "no answer": (Status(204), "sent no vectors"),
     "no body": (Body(200), "has no body"),
@@ -203,18 +208,9 @@ FOUND_WRONG: dict[str, tuple[Any, str]] = {
         vectors_in([1.0], [1.0, 2.0]),
         "vectors of different lengths came back: of 1 and 2 numbers",
     ),
-    "an index twice": (
-        {"choices": [{"index": 0, "embedding": [1.0]}] * 2},
-        r"indices of the vectors are not 0 to n-1: \[0, 0\]",
-    ),
-    "an index missing": (
-        {"choices": [{"index": 0, "embedding": [1.0]}, {"embedding": [2.0]}]},
-        "not 0 to n-1",
-    ),
-    "an index too high": (
-        {"choices": [{"index": i, "embedding": [1.0]} for i in (1, 2)]},
-        "not 0 to n-1",
-    ),
+    "an index twice": (at_places(0, 0), r"vectors are not 0 to n-1: \[0, 0\]"),
+    "an index missing": (at_places(0, None), "not 0 to n-1"),
+    "an index too high": (at_places(1, 2), "not 0 to n-1"),
 }
 
 
@@ -234,8 +230,7 @@ def test_wrong_vectors_are_an_error(env: Env, wrong: str) -> None:
 
 def test_indices_put_vectors_in_their_places(env: Env) -> None:
     """Vectors are ordered by the provider's indices, and whole numbers are floats."""
-    shuffled = [{"index": i, "embedding": [i]} for i in (2, 0, 1)]
-    env.gateway.respond("/api/v1/generate/embeddings", {"choices": shuffled})
+    env.gateway.respond("/api/v1/generate/embeddings", at_places(2, 0, 1))
 
     vectors = env.embed(env.embeddings(), ["a", "b", "c"])
 

@@ -21,7 +21,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.caches import InMemoryCache
-from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
 from langchain_retryrouter import (
@@ -78,16 +77,10 @@ ASKED, ANSWERED = 11, 5  # The tokens that the gateway counts.
 COST = (ASKED * 100 + ANSWERED * 1000) / 1_000_000
 
 
-def chat_openai(
-    gateway: FaultyGateway, model: str = "own", **fields: Any
-) -> ChatOpenAI:
-    return models.chat_openai(gateway, model, stream_usage=True, **fields)
-
-
 def new_route(gateway: FaultyGateway, name: str = "own", **fields: Any) -> Route:
     model = fields.pop("model", {})
     if isinstance(model, dict):
-        model = chat_openai(gateway, name, **model)
+        model = models.chat_openai(gateway, name, stream_usage=True, **model)
     prices = {"input_price": 100, "output_price": 1000}
     return Route(**{"model": model, "name": name, **prices, **fields})
 
@@ -192,11 +185,14 @@ def test_an_unknown_price_is_no_cost(env: Env) -> None:
 
 def test_public_prices_are_looked_up(env: Env) -> None:
     """Without prices of its own, a route has those of `genai-prices` for its model."""
-    model = chat_openai(env.gateway, "gpt-4o")
-    log = env.log("invoke", new_router(Route(model=model)))
-    assert log.cost == pytest.approx((ASKED * 2.5 + ANSWERED * 10) / 1_000_000)
-    other = chat_openai(env.gateway, "gpt-unheard-of")
-    assert env.log("invoke", new_router(Route(model=other))).cost is None
+    listed, unheard_of = (
+        env.log(
+            "invoke", new_router(env.route(name, input_price=None, output_price=None))
+        )
+        for name in ("gpt-4o", "gpt-unheard-of")
+    )
+    assert listed.cost == pytest.approx((ASKED * 2.5 + ANSWERED * 10) / 1_000_000)
+    assert unheard_of.cost is None
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])

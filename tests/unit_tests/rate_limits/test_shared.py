@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_retryrouter import RateLimit, RetryRouter, Route
-from langchain_retryrouter._shared import LIMIT, Record, Reply
+from langchain_retryrouter._shared import LIMIT, Record
 from langchain_retryrouter.rate_limits import Size
 from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.testing import FakeClock, FaultyGateway
@@ -172,14 +172,14 @@ def test_lua_and_python_are_the_same(steps: list[tuple[Any, ...]]) -> None:
 def test_a_dead_process_holds_nothing() -> None:
     """Its permits are free after 5 s; one that lives may take them."""
     record: Record = {}
-
-    def ask(who: int, now: int) -> Reply:
-        return LIMIT.run(record, now, [f"p{who}", 8, 8, 8, 0, []])
-
-    assert ask(1, 0)[3] == 8
-    assert ask(2, 4_000)[3] == 0
-    assert ask(2, 5_001)[3] == 8
+    for who, now, permits in ((1, 0, 8), (2, 4_000, 0), (2, 5_001, 8)):
+        assert LIMIT.run(record, now, [f"p{who}", 8, 8, 8, 0, []])[3] == permits
     assert "c:p1" not in record
+
+
+def granted(record: Record, who: int, now: int, *kind: float) -> Any:
+    """What a process is granted of requests; `kind` has its rate, capacity, ..."""
+    return LIMIT.run(record, now, [f"p{who}", 0, 0, 0, 0, [["requests", *kind]]])[4]
 
 
 def test_the_processes_take_turns() -> None:
@@ -188,10 +188,9 @@ def test_the_processes_take_turns() -> None:
     turns = []
     for now in range(0, 3_000, 10):
         for who in (1, 2, 3):
-            if who != 3 or now % 100 == 0:  # The third one asks seldom.
-                kinds = [["requests", 0.01, 10.0, 0.0, 2.0, 1.0, 2.0]]
-                if LIMIT.run(record, now, [f"p{who}", 0, 0, 0, 0, kinds])[4]:
-                    turns.append(who)
+            asks = who != 3 or now % 100 == 0  # The third one asks seldom.
+            if asks and granted(record, who, now, 0.01, 10.0, 0.0, 2.0, 1.0, 2.0):
+                turns.append(who)
     assert turns.count(3) == pytest.approx(len(turns) / 3, abs=1)
     assert len(turns) == pytest.approx(30, abs=1)
 
@@ -199,15 +198,13 @@ def test_the_processes_take_turns() -> None:
 def test_a_process_that_only_stocks_up_is_not_waited_for() -> None:
     """It has no request that waits, so it does not stand in the others' way."""
     record: Record = {"requests": -0.5, "at": 0}
-
-    def ask(who: int, now: int, want: float, need: float) -> float:
-        kinds = [["requests", 0.001, 1.0, 0.0, want, need, need]]
-        return float(LIMIT.run(record, now, [f"p{who}", 0, 0, 0, 0, kinds])[4])
-
-    assert ask(1, 0, 1.0, 0.0) == 0
-    assert ask(2, 100, 1.0, 1.0) == 0
-    assert ask(1, 510, 1.0, 0.0) == 0
-    assert ask(2, 520, 1.0, 1.0) == 1
+    for who, now, need, got in (
+        (1, 0, 0, 0),
+        (2, 100, 1, 0),
+        (1, 510, 0, 0),
+        (2, 520, 1, 1),
+    ):
+        assert granted(record, who, now, 0.001, 1.0, 0.0, 1.0, need, need) == got
 
 
 def test_a_reservation_settles_in_a_shared_bucket(clock: FakeClock) -> None:
