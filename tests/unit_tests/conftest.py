@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +27,13 @@ class Twin:
 
     is_async: bool
 
+    def result_of(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run(coroutine)
+
     def call(self, target: Any, name: str, *args: Any, **kwargs: Any) -> Any:
         """`target.name(...)`, or `await target.aname(...)`."""
         if self.is_async:
-            return asyncio.run(getattr(target, f"a{name}")(*args, **kwargs))
+            return self.result_of(getattr(target, f"a{name}")(*args, **kwargs))
         return getattr(target, name)(*args, **kwargs)
 
     def invoke(self, runnable: Any, *args: Any, **kwargs: Any) -> Any:
@@ -48,7 +51,7 @@ class Twin:
         """All chunks; `into` has those before an error."""
         chunks: list[Any] = [] if into is None else into
         if self.is_async:
-            asyncio.run(_acollect(runnable.astream(*args, **kwargs), chunks))
+            self.result_of(_acollect(runnable.astream(*args, **kwargs), chunks))
         else:
             chunks.extend(runnable.stream(*args, **kwargs))
         return chunks
@@ -67,7 +70,7 @@ class Twin:
             return answer
 
         if self.is_async:
-            answer = asyncio.run(acomplete())
+            answer = self.result_of(acomplete())
         else:
             answer = module.completion_with_retry(*args, **kwargs)
             chunks.extend(answer if is_stream else ())

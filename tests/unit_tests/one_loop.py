@@ -3,13 +3,11 @@
 import asyncio
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from tests.unit_tests.conftest import Twin
-
-T = TypeVar("T")
 
 _SYNC = ("http_client", "root_client", "_client")
 _ASYNC = ("http_async_client", "root_async_client", "_async_client")
@@ -22,7 +20,7 @@ class OneLoop(Twin):
     runner: asyncio.Runner
     models: list[Any] = field(default_factory=list)
 
-    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def result_of(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self.runner.run(coroutine)
 
     def closes(self, *models: Any) -> None:
