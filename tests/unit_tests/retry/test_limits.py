@@ -212,15 +212,15 @@ def test_a_buffered_stream_that_fails_delivers_nothing(engine: Engine) -> None:
 @pytest.mark.parametrize(
     "limits",
     [
-        {"first_token_timeout": 2 * SHORT},
-        {"stall_timeout": 4 * SHORT, "first_token_timeout": 60},
+        {"first_token_timeout": 10 * SHORT},
+        {"stall_timeout": 10 * SHORT, "first_token_timeout": 60},
     ],
 )
 def test_the_limits_of_a_buffered_stream_are_not_for_the_whole_answer(
     engine: Engine, limits: dict[str, Any]
 ) -> None:
     """The first token's limit ends with it, and a stall is one silence."""
-    events = [HEL, *[LO] * 4, END]
+    events = [HEL, *[LO] * 11, END]
     context = limited(buffered=True, **limits)
     assert engine.stream(context, Script(SlowSource(*events), "not sent")) == events
 
