@@ -31,8 +31,7 @@ Headers: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 
 _NUMBER: Final = re.compile(r"\+?(\d+\.?\d*|\.\d+)", re.ASCII)
 _DURATION: Final = re.compile(
-    r"(?:(?P<d>\d+)d)?(?:(?P<h>\d+)h)?(?:(?P<m>\d+)m(?!s))?"
-    r"(?:(?P<s>\d+(?:\.\d+)?)s)?(?:(?P<ms>\d+(?:\.\d+)?)ms)?",
+    r"(?=\d)(?:\d+d)?(?:\d+h)?(?:\d+m(?!s))?(?:\d+(?:\.\d+)?s)?(?:\d+(?:\.\d+)?ms)?",
     re.ASCII,
 )
 # Of several dates in one line each one, with the comma that two of the forms have.
@@ -40,18 +39,22 @@ _DATE: Final = re.compile(r"(?:^|,)\s*([A-Za-z]{3,9},?[^,]*:[^,]*)", re.ASCII)
 _ISO_DATE: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[^\s,]*", re.ASCII)
 # "Please try again in 1m2.5s.", "Please retry after 26 seconds.", "wait 5 minutes"
 _AMOUNT: Final = (
-    r"(?P<number>\d{1,9}(?:\.\d{1,9})?) ?"
-    r"(?P<unit>ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hours?|d|days?)"
-    r"(?![a-z])"
+    r"\d{1,9}(?:\.\d{1,9})? ?(?:ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?"
+    r"|h|hours?|d|days?)(?![a-z])"
 )
-_NAMELESS: Final = re.sub(r"\?P<\w+>", "?:", _AMOUNT)
 _WAIT: Final = re.compile(
     r"\b(?:try again|retry|wait|available|resets?)(?: \w+)??"
-    rf" ((?:{_NAMELESS}(?:,? and |,? )?)+)"
+    rf" ((?:{_AMOUNT}(?:,? and |,? )?)+)"
 )
-_ONE_AMOUNT: Final = re.compile(_AMOUNT)
 _HANDED_ON: Final = "llm_provider-"
-_UNIT_SECONDS: Final = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_UNIT_SECONDS: Final = {
+    "d": 86_400.0,
+    "h": 3_600.0,
+    "m": 60.0,
+    "s": 1.0,
+    "ms": 0.001,
+    "mil": 0.001,
+}
 # A longer value is no time but an attack on the parser; one line may hold several.
 _LONGEST_VALUE: Final = 64
 _LONGEST_LINE: Final = 4 * _LONGEST_VALUE
@@ -150,15 +153,7 @@ def _limits_in(
 
 def read_wait(sentence: str) -> float | None:
     """The seconds that a provider's sentence asks to wait, if it names a time."""
-    waits = _WAIT.findall(sentence[:_LONGEST_SENTENCE].lower())
-    return _longest(
-        sum(
-            float(number)
-            * _UNIT_SECONDS["ms" if unit.startswith(("ms", "mil")) else unit[0]]
-            for number, unit in _ONE_AMOUNT.findall(wait)
-        )
-        for wait in waits
-    )
+    return _longest(map(_sum, _WAIT.findall(sentence[:_LONGEST_SENTENCE].lower())))
 
 
 def _fields_of(
@@ -215,18 +210,16 @@ def _duration_or_moment(text: str, now: float) -> float | None:
     plain = _number(text)
     if plain is None:
         moment = _timestamp(text)
-        return _duration(text) if moment is None else max(0.0, moment - now)
+        if moment is not None:
+            return max(0.0, moment - now)
+        is_duration = len(text) <= _LONGEST_VALUE and _DURATION.fullmatch(text)
+        return _sum(text) if is_duration else None
     if plain < _FIRST_MOMENT:
         return plain
     return max(0.0, (plain if plain < _FIRST_MOMENT_MS else plain / 1000) - now)
 
 
-def _duration(text: str) -> float | None:
-    match = _DURATION.fullmatch(text)
-    if match is None or not 0 < len(text) <= _LONGEST_VALUE:
-        return None
-    return sum(
-        float(amount) * _UNIT_SECONDS[unit]
-        for unit, amount in match.groupdict().items()
-        if amount is not None
-    )
+def _sum(amounts: str) -> float:
+    """The seconds of "1m30.5s" or "1 minute and 30 seconds"."""
+    found = re.findall(r"([\d.]+) ?(ms|mil|[dhms])", amounts)
+    return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in found)
