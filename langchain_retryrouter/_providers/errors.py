@@ -352,15 +352,14 @@ def _is_error(body: Any) -> bool:
     if not isinstance(body, Mapping):
         return False
     has_payload = not PAYLOADS.isdisjoint(body)
-    if body.get("error") or (body.get("errors") and not has_payload):
-        return True
-    if body.get("type") in ("error", "response.failed"):
-        return True
-    if body.get("object") == "error":
-        return True
-    if isinstance(choices := body.get("choices"), list):
-        return any(one.get("error") for one in _mappings(choices))
-    if _amazons_name(body):
+    if (
+        body.get("error")
+        or (body.get("errors") and not has_payload)
+        or body.get("type") in ("error", "response.failed")
+        or body.get("object") == "error"
+        or any(one.get("error") for one in _mappings(body.get("choices")))
+        or _amazons_name(body)
+    ):
         return True
     if has_payload or not _sentence_in(body, None):
         return False
@@ -426,8 +425,8 @@ def _sentence_in(facts: Mapping[str, Any], body: Any) -> str:
             return sentence
     if isinstance(body, str):
         return _excerpt(body)
-    is_told = isinstance(body, Mapping | list) and body
-    return json.dumps(body, default=str) if is_told else ""
+    is_told = isinstance(body, Mapping) or (isinstance(body, list) and not facts)
+    return json.dumps(body, default=str) if body and is_told else ""
 
 
 def _waits_in(
@@ -683,30 +682,29 @@ def _read_answer(error: BaseException, unix_time: float) -> ErrorReport | None:
     is_sdks = ("APIError" in names and hasattr(error, "body")) or (
         "ResponseError" in names and module.startswith("ollama")
     )
-    status = _status_of(error, response, is_sdks=is_sdks)
-    headers = _headers_of(error, response, status)
-    is_grpc = safe_getattr(error, "grpc_status_code") is not None
     code, details = safe_getattr(error, "code"), safe_getattr(error, "details")
+    is_grpc = callable(code) and module.startswith("grpc")
+    status = _status_of(error, response, is_sdks=is_sdks)
+    fallback, body = text, None
     if status is not None:
         body = _body_of(error, response)
-        report = read_response(status, headers, body, text, unix_time=unix_time)
-    elif callable(code) and module.startswith("grpc"):
-        is_grpc = True
+    elif is_grpc:
         name = str(safe_getattr(code(), "name"))
-        message = (details() if callable(details) else None) or text
         status = _implied_status([name]) or _SERVER_ERROR
-        body = {"code": name, "message": message}
-        report = read_response(status, {}, body, unix_time=unix_time)
+        said = details() if callable(details) else None
+        body = {"code": name, "message": said or text}
     elif is_sdks:  # Raised for an event of a stream.
         body = safe_getattr(error, "body")
         body = text if body is None else body
-        return read_response(None, headers, body, text, unix_time=unix_time)
-    elif said := next(filter(None, (one.match(text) for one in _STATUS_IN_TEXT)), None):
-        status, body = int(said["status"]), said["body"].strip()
-        headers = _headers_of(error, None, status)
-        return read_response(status, headers, body, unix_time=unix_time)
+    elif match := next(
+        filter(None, (one.match(text) for one in _STATUS_IN_TEXT)), None
+    ):
+        status, body, fallback = int(match["status"]), match["body"].strip(), ""
     else:
         return None
+    headers = _headers_of(error, response, status)
+    report = read_response(status, headers, body, fallback, unix_time=unix_time)
+    is_grpc = is_grpc or safe_getattr(error, "grpc_status_code") is not None
     lost = _GRPC_LOST.search(report.message)
     if is_grpc and lost and report.kind is FailureKind.UNAVAILABLE:
         may_have_run = lost[1] is None
@@ -816,18 +814,16 @@ def _read_text(error: BaseException) -> ErrorReport | None:
     body = body if is_object else _object_in(text)
     if is_object or (body is not None and text.startswith("{")):
         return read_event({"error": body})  # ChatOpenAI's, and Hugging Face's
-    if _is_error(body):  # Behind a sentence of the integration's.
-        return read_event(body)
-    body = _parsed(reason := safe_getattr(error, "reason"))  # ChatWatsonx's
-    if isinstance(reason, str) and _is_error(body):
-        return read_event(body)
+    reason = safe_getattr(error, "reason")  # ChatWatsonx's
+    for inner in (body, _parsed(reason) if isinstance(reason, str) else None):
+        if report := read_event(inner):
+            return report
     if isinstance(error, ValueError) and (match := _REPR.search(text)):
         return read_event({"error": {**match.groupdict(), "message": text}})
     if type(error) is ValueError and (match := _CODE_FIRST.match(text)):
-        names = [match["code"]]
-        known = classify(None, names[0]) is not FailureKind.SERVER_ERROR
-        if known or _implied_status(names):
-            return read_event({"error": {"code": names[0], "message": text}})
+        said = {"code": match["code"], "message": text}
+        if _is_error(said):
+            return read_event({"error": said})
     if isinstance(error, ValidationError):
         is_unreadable = bool(_OF_ANSWERS.search(error.title))
     elif isinstance(error, AttributeError):
@@ -841,12 +837,9 @@ def _read_text(error: BaseException) -> ErrorReport | None:
 
 
 def _malformed(error: BaseException) -> ErrorReport:
-    said = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return ErrorReport(
-        kind=FailureKind.MALFORMED,
-        message="the provider's answer could not be read "
-        f"({type(error).__name__}: {said})",
-    )
+    what = f"{type(error).__name__}: {error}"
+    message = f"the provider's answer could not be read ({what})"
+    return ErrorReport(FailureKind.MALFORMED, message)
 
 
 def safe_getattr(thing: Any, name: str) -> Any:

@@ -36,8 +36,6 @@ _REASON_FIELDS: Final = (
     "done_reason",  # Ollama
     "finish_state",  # LangChain's own, too
 )
-# Most chunks of a stream have none of these.
-_TELLING_FIELDS: Final = frozenset({*_REASON_FIELDS, "object", "prompt_feedback"})
 # The final states of OpenAI's Responses API that come with an answer.
 _FINAL_STATES: Final = ("completed", "incomplete")
 # "Not yet", as Alibaba, Python, IBM and Google say it.
@@ -72,8 +70,6 @@ _THOUGHTS: Final = frozenset({"thinking", "redacted_thinking", "reasoning"})
 
 def reason_in(facts: Mapping[str, Any]) -> str | None:
     """The provider's reason for ending an answer; None if its metadata name none."""
-    if not facts or _TELLING_FIELDS.isdisjoint(facts):
-        return None
     reasons = [
         reason
         for name in _REASON_FIELDS
@@ -139,15 +135,12 @@ def check_result(result: ChatResult, *, needs_reason: bool) -> list[str | None]:
 class StreamCheck:
     """Judges the chunks of one attempt: token, end, or failure.
 
-    `held` are chunks that are kept back, since the answer may be empty.
+    `needs_reason` is whether this model ends each whole stream with a reason, and
+    `may_be_empty` whether an answer without content may be whole. `held` are chunks
+    that are kept back, since the answer may be empty.
     """
 
     def __init__(self, *, needs_reason: bool, may_be_empty: bool = False) -> None:
-        """Before the first chunk.
-
-        `needs_reason` is whether this model ends each whole stream with a reason, and
-        `may_be_empty` whether an answer without content may be whole.
-        """
         self.reason: str | None = None
         self.saw_chunk = False
         self._saw_token = False

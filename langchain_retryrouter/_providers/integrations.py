@@ -8,7 +8,6 @@ that no SDK is imported that the user does not use.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -504,23 +503,17 @@ def names_of_keys(models: Sequence[BaseChatModel]) -> list[dict[str, str]]:
     """
     numbers: dict[str, dict[Any, int]] = {}
     secrets = [
-        [
-            (argument, name, _plain(getattr(model, argument, None)))
-            for argument, name in model.lc_secrets.items()
-        ]
-        for model in models
+        (place, argument, name, _plain(getattr(model, argument, None)))
+        for place, model in enumerate(models)
+        for argument, name in model.lc_secrets.items()
     ]
-    for _, name, key in itertools.chain(*secrets):
-        seen = numbers.setdefault(name, {})
-        seen.setdefault(key, len(seen) + 1)
-    return [
-        {
-            argument: f"{name}_{numbers[name][key]}"
-            for argument, name, key in keys
-            if len(numbers[name]) > 1
-        }
-        for keys in secrets
-    ]
+    for _, _, name, key in secrets:
+        numbers.setdefault(name, {}).setdefault(key, 1 + len(numbers[name]))
+    names: list[dict[str, str]] = [{} for _ in models]
+    for place, argument, name, key in secrets:
+        if len(numbers[name]) > 1:
+            names[place][argument] = f"{name}_{numbers[name][key]}"
+    return names
 
 
 def _field_of(model: BaseChatModel, wanted: str) -> str:
