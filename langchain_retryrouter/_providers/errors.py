@@ -434,14 +434,12 @@ def _waits_in(
 ) -> list[float | None]:
     """The seconds to wait that the body names; None for a form that is not known."""
     # Google's RetryInfo: google/rpc/error_details.proto.
-    details = _mappings(facts.get("details"))
-    delays = [one["retryDelay"] for one in details if "retryDelay" in one]
-    headers = []
-    for fields in (facts, _mapping(facts.get("metadata"))):
-        names = ("retry_after", "retry_after_seconds", "retryAfter")
-        delays += [fields[name] for name in names if name in fields]
-        headers.append(_pairs(_mapping(fields.get("headers"))))
-    headers += [[("retry-after", str(delay))] for delay in delays]
+    places = (facts, _mapping(facts.get("metadata")))
+    names = ("retry_after", "retry_after_seconds", "retryAfter")
+    delays = [one.get("retryDelay") for one in _mappings(facts.get("details"))]
+    delays += [fields.get(name) for fields in places for name in names]
+    headers = [_pairs(_mapping(fields.get("headers"))) for fields in places]
+    headers += [[("retry-after", str(delay))] for delay in delays if delay is not None]
     waits = [
         read_advice(one, unix_time=unix_time).retry_after for one in headers if one
     ]

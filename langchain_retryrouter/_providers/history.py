@@ -31,6 +31,7 @@ from langchain_core.messages import (
     HumanMessage,
     ToolMessage,
     convert_to_openai_image_block,
+    convert_to_openai_messages,
 )
 
 from langchain_retryrouter._providers.integrations import ANY_ID, Reader, family
@@ -377,18 +378,11 @@ class _ToolIds:
             for name, value in message.additional_kwargs.items()
             if name not in {"tool_calls", "__openai_function_call_ids__"}
         }
-        if self._facts.reads_kwargs:
-            kwargs["tool_calls"] = [
-                {
-                    "id": call["id"],
-                    "type": "function",
-                    "function": {
-                        "name": call["name"],
-                        "arguments": json.dumps(call["args"]),
-                    },
-                }
-                for call in renamed[:count]
-            ]
+        if lacks:
+            written = convert_to_openai_messages(
+                AIMessage("", tool_calls=renamed[:count])
+            )
+            kwargs["tool_calls"] = written["tool_calls"]
         content: Any = message.content
         if not isinstance(content, str):
             content = [
