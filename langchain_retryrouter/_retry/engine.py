@@ -135,14 +135,19 @@ class RetryController:
         self._last_error: RetryRouterError | None = None
         self._may_have_run = False  # What any failed attempt says.
         self._is_over = False
-        self._job = WORKER_JOB.get()  # If this call serves an attempt of another one.
         self._turn_at: int | None = None  # The route whose rate limiter has agreed.
+        if (job := WORKER_JOB.get()) is not None:
+            job.on_abort(self._abandon)
 
-    def begin(self) -> Generator[Step | None, Any, None]:
+    def _abandon(self) -> None:
+        """Make no further attempt: the thread that asked waits for none."""
+        self._is_over = True
+
+    def begin(self) -> Generator[Step | Attempt, Any, None]:
         """Begin the next attempt, when pauses and rate limits admit it.
 
-        Each step that is yielded is to be done, and its result to be sent; None says
-        that the attempt has begun.
+        Each step that is yielded is to be done, and its result to be sent; the last one
+        is the attempt. What observers await before it is no part of its time.
 
         Raises:
             RetryRouterError: There is none, since the deadline is over or all circuit
@@ -150,7 +155,7 @@ class RetryController:
         """
         state = self.call_state
         state.open()
-        while not self._has_ended():
+        while not self._is_over:
             while wait := state.hold_wait():
                 yield self._wait(wait)
             if state.limits is not None or any(self.context.rate_limiters):
@@ -160,7 +165,10 @@ class RetryController:
             refusal = state.admit(self.context.route())
             if refusal is None:
                 self._turn_at = None
-                yield None
+                if state.observers:
+                    yield (lambda: None), state.flush
+                timeout = state.attempt_timeout(is_stream=self.is_stream)
+                yield Attempt(state.attempts, timeout, state.header_reader())
                 return
             wait = state.wait_after(refusal)
             if not wait:
@@ -168,16 +176,6 @@ class RetryController:
             yield self._wait(wait)
         reason = "the call was given up"
         self._stop(reason, reason)
-
-    def attempt(self) -> Attempt:
-        """The attempt that has begun; its time limit counts from now."""
-        state = self.call_state
-        timeout = state.attempt_timeout(is_stream=self.is_stream)
-        return Attempt(state.attempts, timeout, state.header_reader())
-
-    def _has_ended(self) -> bool:
-        """Whether there is no further attempt, or no thread that waits for it."""
-        return self._is_over or (self._job is not None and self._job.is_given_up)
 
     def _wait(self, seconds: float) -> Step:
         clock = self.call_state.clock
@@ -343,7 +341,7 @@ class RetryController:
 
     def should_retry(self, error: BaseException) -> bool:
         """Whether to send the request again; the one decision after a failure."""
-        if not isinstance(error, RetryRouterError) or self._has_ended():
+        if not isinstance(error, RetryRouterError) or self._is_over:
             return False
         self._last_error = error
         self._may_have_run = self._may_have_run or error.may_have_run
@@ -464,19 +462,18 @@ def begin(controller: RetryController) -> Attempt:
     """Wait for what the next attempt needs, and begin it."""
     answer: Any = None
     with contextlib.closing(controller.begin()) as steps:
-        while (step := steps.send(answer)) is not None:
+        while not isinstance(step := steps.send(answer), Attempt):
             answer = step[0]()
-    return controller.attempt()
+    return step
 
 
 async def abegin(controller: RetryController) -> Attempt:
-    """Async variant of `begin`; what the observers await is no part of the attempt."""
+    """Async variant of `begin`."""
     answer: Any = None
     with contextlib.closing(controller.begin()) as steps:
-        while (step := steps.send(answer)) is not None:
+        while not isinstance(step := steps.send(answer), Attempt):
             answer = await step[1]()
-    await controller.call_state.flush()
-    return controller.attempt()
+    return step
 
 
 def call(
