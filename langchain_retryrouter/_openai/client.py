@@ -384,7 +384,9 @@ class SDKRequest:
             if _is_document(response):
                 response.read()
                 protocol.check_document(response)
-        return SDKStream(stream, self._request, errors)
+        opened = SDKStream(stream, self._request, errors)
+        on_abort(opened.abort)
+        return opened
 
     async def aopen_stream(self, attempt: Attempt) -> AsyncSDKStream:
         with self._typed_errors(attempt) as errors:

@@ -21,6 +21,7 @@ from langchain_retryrouter._retry.timeouts import (
     End,
     EventSource,
     ThreadedStream,
+    on_abort,
     run_in_worker,
 )
 from langchain_retryrouter.errors import RetryRouterError
@@ -54,13 +55,19 @@ class _Race(Generic[S, E]):
     def _winner(self, openings: dict[int, Opening[E]], streams: int) -> int | None:
         """The stream that has content; the first one if all failed; None if open."""
         for place, opening in openings.items():
-            if opening[1] is None or self.call_state.ends_call(_failure(opening)):
+            has_content = opening[1] is None
+            if has_content or self.call_state.ends_call(self._failure(opening)):
                 return place
         return 0 if len(openings) == streams else None
 
     def _settle(self, openings: dict[int, Opening[E]], winner: int) -> None:
-        failure = _failure(openings.get(1 - winner))
+        failure = self._failure(openings.get(1 - winner))
         self.call_state.settle_hedge(has_won=winner == 1, failure=failure)
+
+    @staticmethod
+    def _failure(opening: Opening[E] | None) -> Failure | None:
+        error = None if opening is None else opening[1]
+        return error.failure if isinstance(error, RetryRouterError) else None
 
 
 @dataclass(eq=False, repr=False)
@@ -82,6 +89,7 @@ class HedgedSource(_Race[EventSource[E], E]):
         Raises:
             RetryRouterError: The first stream's error if both fail.
         """
+        on_abort(self.abort)
         self._start(self.first)
         openings: dict[int, Opening[E]] = {}
         try:
@@ -106,11 +114,9 @@ class HedgedSource(_Race[EventSource[E], E]):
             yield event
 
     def abort(self) -> None:
-        """Unblock, from another thread, a read under way; it then raises."""
+        """Begin no second attempt; those that have begun are aborted by their jobs."""
         with self._lock:
             self._is_aborted = True
-            for stream in self._streams:
-                stream.abort()
 
     def close(self) -> None:
         """Close both streams."""
@@ -123,7 +129,7 @@ class HedgedSource(_Race[EventSource[E], E]):
     def _start(self, source: EventSource[E]) -> None:
         """Read a stream, in its own threads, up to its first content."""
         place = len(self._streams)
-        stream = ThreadedStream(lambda: source, source)
+        stream = ThreadedStream(lambda: source)
         self._streams.append(stream)
         run_in_worker(lambda: self._finished.put((place, self._read(stream))))
 
@@ -222,8 +228,3 @@ class _Racer(Generic[E]):
         if not self._is_closed:
             self._is_closed = True
             await self._source.aclose()
-
-
-def _failure(opening: Opening[E] | None) -> Failure | None:
-    error = opening[1] if opening is not None else None
-    return error.failure if isinstance(error, RetryRouterError) else None

@@ -18,7 +18,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar, copy_context
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from langchain_retryrouter.errors import APIConnectionError
 
@@ -53,14 +53,6 @@ class EventSource(Protocol[T_co]):
         """Release the connection at once."""
 
 
-@runtime_checkable
-class Abortable(Protocol):
-    """What a source over a socket has, and one over a generator has not."""
-
-    def abort(self) -> None:
-        """Unblock, from another thread, a read under way; the read then raises."""
-
-
 class AEventSource(Protocol[T_co]):
     """Async variant of `EventSource`."""
 
@@ -79,20 +71,26 @@ END = End()
 
 
 class WorkerJob:
-    """What a worker thread does, and how it is given up."""
+    """What a thread does, and what interrupts it if another thread gives it up."""
+
+    __slots__ = ("_aborts", "_is_given_up")
 
     def __init__(self) -> None:
         self._aborts: list[Callable[[], object]] = []
-        self.is_given_up = False
+        self._is_given_up = False
 
     def on_abort(self, abort: Callable[[], object]) -> None:
         self._aborts.append(abort)
-        if self.is_given_up:  # Asked after the append, so that none is overlooked.
-            _abort_all([abort])
+        if self._is_given_up:  # Asked after the append, so that none is overlooked.
+            self.abort()
 
     def abort(self) -> None:
-        self.is_given_up = True
-        _abort_all(self._aborts)
+        self._is_given_up = True
+        for abort in self._aborts:
+            try:
+                abort()
+            except Exception:
+                logger.exception("An attempt could not be aborted")
 
 
 WORKER_JOB: ContextVar[WorkerJob | None] = ContextVar("worker_job", default=None)
@@ -103,14 +101,6 @@ def on_abort(abort: Callable[[], object]) -> None:
     """Have `abort` called, by another thread, if the attempt under way is given up."""
     if (job := WORKER_JOB.get()) is not None:
         job.on_abort(abort)
-
-
-def _abort_all(aborts: list[Callable[[], object]]) -> None:
-    for abort in aborts:
-        try:
-            abort()
-        except Exception:
-            logger.exception("An attempt could not be aborted")
 
 
 def run_in_worker(work: Callable[[], object]) -> Callable[[], None]:
@@ -206,19 +196,25 @@ class DirectStream(Generic[T]):
         self._connect = connect
         self._source: EventSource[T] | None = None
         self._events: Iterator[T] = iter(())
+        self._job = WorkerJob()
+        on_abort(self._job.abort)
 
     def next(self, seconds: float | None) -> T | End:
         """The next event, or `END`.
 
-        After `seconds` the source is aborted, if it can be. Only what follows a whole
-        answer has such a limit here, so an abort that comes too late does no harm.
+        After `seconds` the connection is aborted. Only what follows a whole answer has
+        such a limit here, so an abort that comes too late does no harm.
         """
         if self._source is None:
-            self._source = self._connect()
-            self._events = iter(self._source)
-        if seconds is None or not isinstance(self._source, Abortable):
+            token = WORKER_JOB.set(self._job)
+            try:
+                self._source = self._connect()
+                self._events = iter(self._source)
+            finally:
+                WORKER_JOB.reset(token)
+        if seconds is None:
             return next(self._events, END)
-        timer = threading.Timer(seconds, self._source.abort)
+        timer = threading.Timer(seconds, self._job.abort)
         timer.daemon = True
         timer.start()
         try:
@@ -239,18 +235,14 @@ class ThreadedStream(Generic[T]):
     closed while it runs.
     """
 
-    def __init__(
-        self,
-        connect: Callable[[], EventSource[T]],
-        source: EventSource[T] | None = None,
-    ) -> None:
-        """Start the worker, which calls `connect` unless there is a `source` already.
+    def __init__(self, connect: Callable[[], EventSource[T]]) -> None:
+        """Start the worker, which calls `connect`.
 
         It may return after its time limit, while the next attempt is under way; the
         stream that it opened is then closed.
         """
         self._connect = connect
-        self._source = source
+        self._source: EventSource[T] | None = None
         self._demands: queue.SimpleQueue[End | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Result[T | End]] = queue.SimpleQueue()
         self._closed: queue.SimpleQueue[Result[object]] = queue.SimpleQueue()
@@ -258,6 +250,7 @@ class ThreadedStream(Generic[T]):
         self.is_reading = False
         self._is_closed = False
         self._abort = run_in_worker(self._serve)
+        on_abort(self.abort)
 
     def next(self, seconds: float | None) -> T | End:
         """The next event, or `END`; the first one after connecting.
@@ -276,8 +269,6 @@ class ThreadedStream(Generic[T]):
     def abort(self) -> None:
         """Unblock the thread that waits for an event, and the read under way."""
         self._results.put((None, APIConnectionError(_ABORTED)))
-        if isinstance(self._source, Abortable):
-            _abort_all([self._source.abort])
         self._abort()
 
     def close(self) -> None:
@@ -307,7 +298,7 @@ class ThreadedStream(Generic[T]):
 
     def _read(self) -> T | End:
         if self._events is None:
-            self._source = self._source or self._connect()
+            self._source = self._connect()
             self._events = iter(self._source)
         # It may have been closed before there was a source to abort.
         return END if self._is_closed else next(self._events, END)

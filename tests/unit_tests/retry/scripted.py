@@ -23,6 +23,7 @@ from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall, call
 from langchain_retryrouter._retry.streaming import ChunkInfo, astream, stream
+from langchain_retryrouter._retry.timeouts import on_abort
 from langchain_retryrouter.circuit_breaker import Permit
 from langchain_retryrouter.testing import FakeClock
 
@@ -138,7 +139,11 @@ class Source:
         return self._closed.wait(10) and self.closed == 1
 
     def __iter__(self) -> Iterator[ChunkInfo]:
-        """Yield the events; a silent one blocks until it is aborted, like a socket."""
+        """The events; a silent one blocks until it is aborted, like a socket."""
+        on_abort(self._aborted.set)
+        return self._read()
+
+    def _read(self) -> Iterator[ChunkInfo]:
         for event in self._events:
             if event is SILENCE:
                 assert self._aborted.wait(10), "a silent stream was not aborted"
@@ -156,9 +161,6 @@ class Source:
                 await asyncio.get_running_loop().create_future()
             self.read += 1
             yield happen(event)
-
-    def abort(self) -> None:
-        self._aborted.set()
 
     def close(self) -> None:
         self.closed += 1

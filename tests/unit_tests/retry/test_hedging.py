@@ -14,6 +14,7 @@ import pytest
 from langchain_retryrouter import APIConnectionError
 from langchain_retryrouter._retry.hedging import AHedgedSource, HedgedSource
 from langchain_retryrouter._retry.streaming import ChunkInfo
+from langchain_retryrouter._retry.timeouts import ThreadedStream, on_abort
 from langchain_retryrouter.failures import Failure
 from tests.unit_tests.conftest import Twin
 
@@ -46,6 +47,7 @@ class FakeStream:
             yield happen(event)
 
     def __iter__(self) -> Iterator[ChunkInfo]:
+        on_abort(self.abort)
         self.was_opened.set()
         assert self._may_speak.wait(LONG), "the silence was not ended"
         yield from self._read()
@@ -141,16 +143,16 @@ def test_a_wait_can_be_aborted_from_another_thread(*, has_second: bool) -> None:
         second if has_second else None, after=SOON if has_second else LONG
     )
     source = hedge.race(first)
-    if not has_second:
-        first.abort = lambda: None  # type: ignore[method-assign]
+    stream = ThreadedStream(lambda: source)
     with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(list, source)
+        waiting = threads.submit(stream.next, None)
         assert (second if has_second else first).was_opened.wait(LONG)
-        source.abort()
+        stream.abort()
         with pytest.raises(APIConnectionError, match="the stream was aborted"):
             waiting.result(LONG)
-        first.speak()
-    assert (first.aborted, second.aborted) == (has_second, has_second)
+    stream.close()
+    assert first.was_closed.wait(LONG)
+    assert (first.aborted, second.aborted) == (1, has_second)
 
 
 def test_nothing_begins_after_an_abort() -> None:

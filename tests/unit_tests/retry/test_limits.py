@@ -25,6 +25,7 @@ from langchain_retryrouter._retry.call_log import AttemptRecord, CallObserver
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall
 from langchain_retryrouter._retry.streaming import ChunkInfo
+from langchain_retryrouter._retry.timeouts import on_abort
 from langchain_retryrouter.testing import FakeClock
 
 from .scripted import (
@@ -121,6 +122,7 @@ class LateSource(Source):
     """A source that goes on in the moment in which its read is cut."""
 
     def __iter__(self) -> Iterator[ChunkInfo]:
+        on_abort(self._aborted.set)
         assert self._aborted.wait(LONG)
         for event in self._events:
             yield happen(event)

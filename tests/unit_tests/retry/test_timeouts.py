@@ -46,9 +46,6 @@ class GeneratorSource:
     def __iter__(self) -> Iterator[object]:
         return self._events
 
-    def abort(self) -> None:
-        """A generator cannot be interrupted."""
-
     def close(self) -> None:
         self._events.close()
         self.was_closed.set()
