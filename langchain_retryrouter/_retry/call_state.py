@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from langchain_retryrouter._prices import tokens_of, usage_of
@@ -74,6 +75,21 @@ _SAID = {
 }
 
 
+@dataclass(slots=True)
+class _RouteUse:
+    """What one call has done on one of its routes."""
+
+    sent: int = 0  # Attempts.
+    moved_on: int = 0  # Attempts that only concern a key.
+    not_before: float = 0.0  # When a wait that it needs is over.
+    refused: FailureKind | None = None  # How its key was refused.
+    is_left: bool = False  # It failed for good.
+    is_spared: bool = False  # Another key of an endpoint that was silent.
+    is_silent: bool = False  # Its last attempt timed out.
+    was_probed: bool = False  # The call has passed its open breaker.
+    was_skipped: bool = False  # The attempt log says so.
+
+
 class CallState(CallLog):
     """The state of one call, along `routes` or to one endpoint with a `breaker`.
 
@@ -126,15 +142,7 @@ class CallState(CallLog):
         self._actions = actions or {}
         self._request_hash = request_hash
         self._reserve_money = reserve
-        self._sent = [0] * len(self.routes)
-        self._skipped: set[int] = set()
-        self._left: set[int] = set()  # Routes that this call does not ask again.
-        self._not_before: dict[int, float] = {}  # Where a server asked for a wait.
-        self._refused: dict[int, FailureKind] = {}  # Routes whose key was refused.
-        self._moved_on = [0] * len(self.routes)  # Attempts that only concern a key.
-        self._spared: set[int] = set()  # Other keys of an endpoint that was silent.
-        self._silent: set[int] = set()  # Routes whose last attempt timed out.
-        self._probed: set[int] = set()  # Whose open breaker this call has passed.
+        self._uses: defaultdict[int, _RouteUse] = defaultdict(_RouteUse)
         self._is_interrupted = False  # Whether part of an answer was delivered.
         self._awaits_probe = False  # Whether the last resort waits for another probe.
         self._is_last_resort = False  # Whether the next attempt is one.
@@ -341,11 +349,12 @@ class CallState(CallLog):
             self._cancel(self._current)
         # Hold the keys that were refused, now that another route has answered. A 403
         # may be the request's fault, unless another key of the group had none.
-        for position, kind in self._refused.items():
-            group = self.routes[position].group
-            answered = self.routes[self.position].group
-            is_keys_own = kind is not FailureKind.PERMISSION or group == answered
-            if group is not None and position != self.position and is_keys_own:
+        answered = self.routes[self.position].group
+        for position, use in self._uses.items():
+            kind, group = use.refused, self.routes[position].group
+            if kind is None or group is None or position == self.position:
+                continue
+            if kind is not FailureKind.PERMISSION or group == answered:
                 self._hold(position, _REFUSED_HOLD, _SAID[kind])
 
     def failed(
@@ -436,18 +445,15 @@ class CallState(CallLog):
 
     def header_reader(self) -> Callable[[Headers], None] | None:
         """What takes the headers of the current attempt's answer, if they count."""
-        sent = self._current
-        if self.limits is None or not any(one.is_adaptive for one in sent.reservations):
+        if self.limits is None:
             return None
-        return functools.partial(self._observe, sent)
+        return functools.partial(self.read_headers, self.attempts)
 
     def read_headers(self, number: int, headers: Any) -> None:
         """Correct the rate limits by the headers of an attempt's answer, if there."""
-        if (sent := self._sent_attempt(number)) is not None:
-            self._observe(sent, headers)
-
-    def _observe(self, sent: AttemptRecord, headers: Any) -> None:
-        adaptive = [one for one in sent.reservations if one.is_adaptive]
+        sent = self._sent_attempt(number)
+        reserved = () if sent is None else sent.reservations
+        adaptive = [one for one in reserved if one.is_adaptive]
         if not (adaptive and isinstance(headers, Mapping)):
             return
         texts = {str(name): str(value) for name, value in headers.items()}
@@ -538,29 +544,28 @@ class CallState(CallLog):
         if chosen is FailureAction.RAISE:
             self.is_raised = True
             return Stop()
-        stop = Stop()
-        position = self.position
-        self._silent.discard(position)
-        if failure.kind is FailureKind.TIMEOUT:
-            self._silent.add(position)
+        stop, position = Stop(), self.position
+        use = self._uses[position]
+        use.is_silent = failure.kind is FailureKind.TIMEOUT
+        if use.is_silent:
             # Not waited for with the other keys of its endpoint if there is another.
             keys = {key for key in self._same_endpoint(position) if key != position}
             if keys and any(p not in keys for p in self._later_open()):
-                self._spared |= keys
-                self._silent |= keys
+                for key in keys:
+                    self._uses[key].is_spared = self._uses[key].is_silent = True
         pause = failure.retry_after or 0.0
-        if chosen is FailureAction.FAILOVER and failure.kind is not FailureKind.TIMEOUT:
-            pause = max(pause, self.policy.backoff(self._sent[position]))
-        self._not_before[position] = self.clock.monotonic() + pause
+        if chosen is FailureAction.FAILOVER and not use.is_silent:
+            pause = max(pause, self.policy.backoff(use.sent))
+        use.not_before = self.clock.monotonic() + pause
         if failure.kind in _SAID:
-            self._refused[position] = failure.kind
-            self._moved_on[position] += 1
+            use.refused = failure.kind
+            use.moved_on += 1
         is_limited = failure.kind is FailureKind.RATE_LIMIT and action is None
-        self._moved_on[position] += is_limited
-        if is_limited and self._is_next(group=self.routes[position].group):
+        use.moved_on += is_limited
+        if is_limited and self._next_has_same("group"):
             self._hold(position, failure.retry_after or _RATE_LIMIT_HOLD)
         elif chosen is FailureAction.RETRY:
-            self._moved_on[position] -= is_limited
+            use.moved_on -= is_limited
             if action is not None and not failure.is_retryable:
                 # The caller asked for it: wait as after any error of the server.
                 kind = FailureKind.SERVER_ERROR
@@ -569,16 +574,14 @@ class CallState(CallLog):
             is_left = isinstance(decision, Stop) or self.position != position
             if is_left and failure.kind is not FailureKind.REJECTED:
                 # Its wait was too long for now; it is not asked again without it.
-                pause = max(pause, self.policy.backoff(self._sent[position]))
-                self._not_before[position] = self.clock.monotonic() + pause
+                pause = max(pause, self.policy.backoff(use.sent))
+                use.not_before = self.clock.monotonic() + pause
             if isinstance(decision, Retry):
-                endpoint = self.routes[self.position].endpoint
-                if failure.kind in _PROVIDERS_OWN and self._is_next(endpoint=endpoint):
+                if failure.kind in _PROVIDERS_OWN and self._next_has_same("endpoint"):
                     self.failover()
                 return decision
             stop = decision
-        if not failure.is_retryable:
-            self._left.add(position)
+        use.is_left = use.is_left or not failure.is_retryable
         if self.remaining() <= 0:
             return Stop(f"the deadline of {self.policy.deadline:g} s is over")
         if self.failover():
@@ -591,15 +594,13 @@ class CallState(CallLog):
             return stop
         return Stop(", ".join(filter(None, (stop.reason, "no route left"))))
 
-    def _is_next(self, *, group: Hashable = None, endpoint: Hashable = None) -> bool:
-        """Whether the next open route has this group, or this endpoint."""
+    def _next_has_same(self, attribute: str) -> bool:
+        """Whether the next open route is of the same `group`, or `endpoint`."""
         following = self._next_open()
-        if following is None:
+        own = getattr(self.routes[self.position], attribute)
+        if following is None or own is None:
             return False
-        route = self.routes[following]
-        if group is not None:
-            return route.group == group
-        return endpoint is not None and route.endpoint == endpoint
+        return bool(getattr(self.routes[following], attribute) == own)
 
     def _same_endpoint(self, position: int) -> list[int]:
         """The routes that differ from this one by their keys only, and this one."""
@@ -614,10 +615,11 @@ class CallState(CallLog):
         An outage of the provider is not asked about with every key.
         """
         keys = self._same_endpoint(position)
+        sent = self._uses[position].sent
         if len(keys) == 1:
-            return self._sent[position]
-        counted = sum(self._sent[key] - self._moved_on[key] for key in keys)
-        return max(counted, self._sent[position])
+            return sent
+        uses = [self._uses[key] for key in keys]
+        return max(sent, sum(use.sent - use.moved_on for use in uses))
 
     def _hold(self, position: int, seconds: float, why: str = "") -> None:
         breaker = self.routes[position].breaker
@@ -671,17 +673,18 @@ class CallState(CallLog):
         # An outage of all routes is not waited for. But if one route failed for good,
         # or the caller has the beginning of the answer, another one's may be over. And
         # a route that was not asked yet is probed, if need be after another call.
-        is_early = self._is_interrupted or bool(self._left)
-        if len(self._silent) == len(self.routes) and not is_early:
+        uses = [self._uses[position] for position in range(len(self.routes))]
+        is_early = self._is_interrupted or any(use.is_left for use in uses)
+        if all(use.is_silent for use in uses) and not is_early:
             return None  # A second round of silence would be as slow.
         waits: list[tuple[float, bool, int]] = []
-        for position in range(len(self.routes)):
+        for position, use in enumerate(uses):
             is_current = position == self.position and shorter_than < math.inf
             soon = self.policy.failover_after_wait
-            was_probed = position in self._probed and self._is_open(position, soon)
+            was_probed = use.was_probed and self._is_open(position, soon)
             if is_current or was_probed or self._is_used_up(position):
                 continue
-            is_probed = is_early or not self._sent[position]
+            is_probed = is_early or not use.sent
             wait = self._wait_for(position, is_early=is_probed, awaits_probe=is_probed)
             if wait is None or wait > self.policy.max_retry_after:
                 continue
@@ -694,19 +697,19 @@ class CallState(CallLog):
         failures = (r.failure for r in reversed(self.records) if r.position == position)
         last = next((failure for failure in failures if failure is not None), None)
         throttled = last is not None and last.kind is FailureKind.RATE_LIMIT
-        if self._sent[position] and not self._pay(throttled=throttled):
+        use = uses[position]
+        if use.sent and not self._pay(throttled=throttled):
             return None
-        if self._is_open(position):
-            self._probed.add(position)
+        use.was_probed = use.was_probed or self._is_open(position)
         self.position, self._is_last_resort = position, True
-        self._awaits_probe = is_early or not self._sent[position]
+        self._awaits_probe = is_early or not use.sent
         return wait
 
     def _wait_for(
         self, position: int, *, is_early: bool = True, awaits_probe: bool = False
     ) -> float | None:
         """Seconds until a route can be asked, by a probe if need be; None if never."""
-        asked = self._not_before.get(position, 0.0) - self.clock.monotonic()
+        asked = self._uses[position].not_before - self.clock.monotonic()
         breaker = self.routes[position].breaker
         if breaker is None:
             return max(0.0, asked)
@@ -717,12 +720,10 @@ class CallState(CallLog):
 
     def _is_used_up(self, position: int) -> bool:
         """Whether this call does not ask a route again."""
-        retries = self.policy.max_retries
-        if position in self._left or position in self._spared:
-            return True
+        retries, use = self.policy.max_retries, self._uses[position]
         # Another key of an endpoint is tried once at least, but none twice for that.
         is_spent = self._attempts_at(position) > max(retries, 1)
-        return is_spent or self._sent[position] > retries
+        return use.is_left or use.is_spared or is_spent or use.sent > retries
 
     def _go_on_with(self, attempt: AttemptRecord) -> None:
         self.position, self._current = attempt.position, attempt
@@ -752,7 +753,7 @@ class CallState(CallLog):
         record.began, record.position, record.permit = self.elapsed, position, permit
         self.records.append(record)
         self.attempts += 1
-        self._sent[position] += 1
+        self._uses[position].sent += 1
         for observer in self.observers:
             guarded(observer.attempt_began, record)
         return record
@@ -783,8 +784,9 @@ class CallState(CallLog):
         return is_paused or breaker.retry_after > delay
 
     def _skip_once(self, position: int, reason: str = "") -> None:
-        if position not in self._skipped:
-            self._skipped.add(position)
+        use = self._uses[position]
+        if not use.was_skipped:
+            use.was_skipped = True
             self._record_skipped(position, reason)
 
     def _record_skipped(self, position: int, reason: str) -> None:
