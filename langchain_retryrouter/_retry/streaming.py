@@ -12,6 +12,7 @@ The loop is that of `engine.py`; sync streams with time limits are read by a
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -87,11 +88,9 @@ class StreamMonitor(Generic[E]):
         self.is_over = False
         self._controller = controller
         self._call_state = controller.call_state
-        self._policy = policy = controller.call_state.policy
+        self._policy = controller.call_state.policy
         self._attempt = attempt
         self._began = controller.call_state.clock.monotonic()
-        # Whether something else than `stall_timeout` limits the time between events.
-        self._is_timed = policy.deadline is not None
         self._classify_chunk = classify_chunk
         self._text: list[str] = []
         self._is_counted = False
@@ -120,7 +119,7 @@ class StreamMonitor(Generic[E]):
                 self._call_state.begins_to_answer()
             self.is_complete = False  # An end that a token follows was not the end.
         if chunk.is_end:
-            self.is_complete = self._is_timed = True
+            self.is_complete = True
             if not self._is_counted:
                 self._is_counted = True
                 self._call_state.succeeded()
@@ -132,14 +131,12 @@ class StreamMonitor(Generic[E]):
 
     def limit(self) -> float | None:
         """Seconds that the next event may take; None for no limit."""
-        if not self._is_timed:
-            return self._policy.stall_timeout
-        limits = [_AFTER_THE_END] if self.is_complete else []
-        if self._policy.stall_timeout is not None:
-            limits.append(self._policy.stall_timeout)
-        if self._policy.deadline is not None:
-            limits.append(self._call_state.remaining())
-        return min(limits, default=None)
+        stall = self._policy.stall_timeout
+        if not self.is_complete and self._policy.deadline is None:
+            return stall
+        after = _AFTER_THE_END if self.is_complete else math.inf
+        stall = math.inf if stall is None else stall
+        return min(after, stall, self._call_state.remaining())
 
     def opening_limit(self) -> float | None:
         """Seconds that the next event may take before any is handed over."""
@@ -149,22 +146,20 @@ class StreamMonitor(Generic[E]):
             return None
         return self._attempt.timeout + self._began - self._call_state.clock.monotonic()
 
-    def ended(self) -> None:
-        """The body is over, which is an error if the answer is not complete."""
-        if not self.is_complete:
+    def ended(self, error: Exception | None = None, limit: float | None = None) -> None:
+        """The body is over, reading failed, or no event came within the limit.
+
+        It does not matter if the answer is complete.
+        """
+        if self.is_complete:
+            return
+        if error is None:
             self.interrupt(_NO_END)
-
-    def failed(self, error: RetryRouterError) -> None:
-        """Reading failed, which does not matter if the answer is complete."""
-        if not self.is_complete:
-            if error.failure.kind in {FailureKind.CONNECTION, FailureKind.TIMEOUT}:
-                self.interrupt(error.message, cause=error)
-            self._raise(error)
-
-    def stalled(self, limit: float | None) -> None:
-        """The next event did not come in time."""
-        if not self.is_complete:
-            self.interrupt(self._limit_exceeded(limit or 0.0))
+        if not isinstance(error, RetryRouterError):
+            self.interrupt(self._limit_exceeded(limit))
+        if error.failure.kind in {FailureKind.CONNECTION, FailureKind.TIMEOUT}:
+            self.interrupt(error.message, cause=error)
+        self._raise(error)
 
     def timed_out(self) -> RetryRouterError:
         """The error for an attempt that ran out of time before any event was delivered.
@@ -173,7 +168,7 @@ class StreamMonitor(Generic[E]):
         faster.
         """
         if self._controller.context.is_buffered and self.saw_token:
-            message = self._limit_exceeded(self.limit() or 0.0)
+            message = self._limit_exceeded(self.limit())
             return self._controller.context.errors[FailureKind.TIMEOUT](message)
         return self._controller.timed_out(self._attempt)
 
@@ -185,8 +180,8 @@ class StreamMonitor(Generic[E]):
         error = error_class(f"{message}, after {len(self.delivered)} characters")
         self._raise(error, cause)
 
-    def _limit_exceeded(self, limit: float) -> str:
-        if limit == self._policy.stall_timeout:
+    def _limit_exceeded(self, limit: float | None) -> str:
+        if limit is not None and limit == self._policy.stall_timeout:
             return f"the stream was silent for {limit:.3g} s"
         return f"the deadline of {self._policy.deadline:g} s is over"
 
@@ -274,11 +269,8 @@ def _next_event(events: _Stream[E], monitor: StreamMonitor[E]) -> E | End:
     limit = monitor.limit()
     try:
         event = events.next(limit)
-    except TimeLimitError:
-        monitor.stalled(limit)
-        return END
-    except RetryRouterError as error:
-        monitor.failed(error)
+    except (TimeLimitError, RetryRouterError) as error:
+        monitor.ended(error, limit)
         return END
     if isinstance(event, End):
         monitor.ended()
@@ -352,21 +344,17 @@ async def _aopen(
 async def _anext_event(events: AsyncIterator[E], monitor: StreamMonitor[E]) -> E | End:
     """Async variant of `_next_event`."""
     limit = monitor.limit()
-    scope = asyncio.timeout(limit)
     try:
-        if limit is None:
+        async with asyncio.timeout(limit) as scope:
             event = await anext(events, END)
-        else:
-            async with scope:
-                event = await anext(events, END)
-    except TimeoutError:
-        if limit is None or not scope.expired():
-            raise
-        monitor.stalled(limit)
-        return END
     except RetryRouterError as error:
-        monitor.failed(error)
-        return END
-    if isinstance(event, End):
-        monitor.ended()
-    return event
+        monitor.ended(error)
+    except TimeoutError as error:
+        if not scope.expired():
+            raise
+        monitor.ended(error, limit)
+    else:
+        if isinstance(event, End):
+            monitor.ended()
+        return event
+    return END
