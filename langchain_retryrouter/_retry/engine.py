@@ -458,6 +458,63 @@ class RetryController:
         )
 
 
+def call(
+    context: RetryContext, send: Callable[[Attempt], T], notify: Notify | None = None
+) -> T:
+    """The result of `send`, repeated while the call's policy allows.
+
+    If there is a time limit, `send` runs in a worker thread, and may return after the
+    limit. `notify` is called before each wait.
+
+    Raises:
+        RetryRouterError: The last attempt's own error, with a note that says why there
+            was no further attempt.
+    """
+    controller = RetryController(context, notify, is_stream=False)
+    state = context.call_state
+
+    def send_in_time(attempt: Attempt) -> T:
+        def send_attached() -> T:
+            if not (state.observers or state.held_by):
+                return send(attempt)
+            with state.attach(attempt.number):
+                return send(attempt)
+
+        if attempt.timeout is None:
+            return send_attached()
+        try:
+            return run_with_timeout(attempt.timeout, send_attached)
+        except TimeLimitError as error:
+            raise controller.timed_out(attempt) from error
+
+    result = run(controller, send_in_time)
+    context.end()
+    return result
+
+
+async def acall(
+    context: RetryContext,
+    send: Callable[[Attempt], Awaitable[T]],
+    notify: ANotify | None = None,
+) -> T:
+    """Async variant of `call`."""
+    controller = RetryController(context, notify, is_stream=False)
+
+    async def send_in_time(attempt: Attempt) -> T:
+        with context.call_state.attach(attempt.number):
+            try:
+                async with asyncio.timeout(attempt.timeout) as limit:
+                    return await send(attempt)
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise
+                raise controller.timed_out(attempt) from error
+
+    result = await arun(controller, send_in_time)
+    await context.aend()
+    return result
+
+
 def begin(controller: RetryController) -> Attempt:
     """Wait for what the next attempt needs, and begin it."""
     answer: Any = None
@@ -476,69 +533,11 @@ async def abegin(controller: RetryController) -> Attempt:
     return step
 
 
-def call(
-    context: RetryContext, send: Callable[[Attempt], T], notify: Notify | None = None
-) -> T:
-    """The result of `send`, repeated while the call's policy allows.
-
-    If there is a time limit, `send` runs in a worker thread, and may return after the
-    limit. `notify` is called before each wait.
-
-    Raises:
-        RetryRouterError: The last attempt's own error, with a note that says why there
-            was no further attempt.
-    """
-    controller = RetryController(context, notify, is_stream=False)
-    state = context.call_state
+def run(controller: RetryController, send: Callable[[Attempt], T]) -> T:
+    """The result of the first attempt that succeeds."""
 
     def attempt() -> T:
-        attempt = begin(controller)
-
-        def send_attached() -> T:
-            if not (state.observers or state.held_by):
-                return send(attempt)
-            with state.attach(attempt.number):
-                return send(attempt)
-
-        if attempt.timeout is None:
-            return send_attached()
-        try:
-            return run_with_timeout(attempt.timeout, send_attached)
-        except TimeLimitError as error:
-            raise controller.timed_out(attempt) from error
-
-    result = run(controller, attempt)
-    context.end()
-    return result
-
-
-async def acall(
-    context: RetryContext,
-    send: Callable[[Attempt], Awaitable[T]],
-    notify: ANotify | None = None,
-) -> T:
-    """Async variant of `call`."""
-    controller = RetryController(context, notify, is_stream=False)
-    state = context.call_state
-
-    async def attempt() -> T:
-        attempt = await abegin(controller)
-        with state.attach(attempt.number):
-            try:
-                async with asyncio.timeout(attempt.timeout) as limit:
-                    return await send(attempt)
-            except TimeoutError as error:
-                if not limit.expired():
-                    raise
-                raise controller.timed_out(attempt) from error
-
-    result = await arun(controller, attempt)
-    await context.aend()
-    return result
-
-
-def run(controller: RetryController, attempt: Callable[[], T]) -> T:
-    """The result of the first attempt that succeeds."""
+        return send(begin(controller))
 
     def before_sleep(state: RetryCallState) -> None:
         controller.call_hook()
@@ -562,8 +561,13 @@ def run(controller: RetryController, attempt: Callable[[], T]) -> T:
     return result
 
 
-async def arun(controller: RetryController, attempt: Callable[[], Awaitable[T]]) -> T:
+async def arun(
+    controller: RetryController, send: Callable[[Attempt], Awaitable[T]]
+) -> T:
     """Async variant of `run`."""
+
+    async def attempt() -> T:
+        return await send(await abegin(controller))
 
     async def before_sleep(state: RetryCallState) -> None:
         await controller.call_state.flush()

@@ -28,9 +28,7 @@ from langchain_retryrouter._retry.engine import (
     Notify,
     RetryContext,
     RetryController,
-    abegin,
     arun,
-    begin,
     run,
 )
 from langchain_retryrouter._retry.timeouts import (
@@ -217,8 +215,7 @@ def stream(
     controller = RetryController(context, notify, is_stream=True)
     state, error = context.call_state, None
 
-    def attempt() -> tuple[_Stream[E], StreamMonitor[E]]:
-        attempt = begin(controller)
+    def open_stream(attempt: Attempt) -> tuple[_Stream[E], StreamMonitor[E]]:
         monitor = StreamMonitor(controller, attempt, new_classifier())
         has_limits = (attempt.timeout, state.policy.stall_timeout) != (None, None)
         with state.attach(attempt.number):
@@ -228,7 +225,7 @@ def stream(
             _open(events, monitor)
         return events, monitor
 
-    events, monitor = run(controller, attempt)
+    events, monitor = run(controller, open_stream)
     try:
         monitor.first_token_delivered = True
         yield from monitor.buffer
@@ -287,13 +284,14 @@ async def astream(
     controller = RetryController(context, notify, is_stream=True)
     state, error = context.call_state, None
 
-    async def attempt() -> tuple[AEventSource[E], AsyncIterator[E], StreamMonitor[E]]:
-        attempt = await abegin(controller)
+    async def open_stream(
+        attempt: Attempt,
+    ) -> tuple[AEventSource[E], AsyncIterator[E], StreamMonitor[E]]:
         monitor = StreamMonitor(controller, attempt, new_classifier())
         with state.attach(attempt.number):
             return *await _aopen(connect, attempt, monitor), monitor
 
-    source, events, monitor = await arun(controller, attempt)
+    source, events, monitor = await arun(controller, open_stream)
     try:
         monitor.first_token_delivered = True
         for event in monitor.buffer:
