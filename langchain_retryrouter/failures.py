@@ -137,6 +137,18 @@ _BY_HUNDREDS: Final = {
     5: FailureKind.SERVER_ERROR,
 }
 
+# What a code or a sentence may say more exactly than the status.
+_SHARPENED: Final[Mapping[int, frozenset[FailureKind]]] = {
+    # Never a server error.
+    **dict.fromkeys(
+        (400, 403, 412, 413, 422),
+        frozenset(FailureKind) - _RETRYABLE | {FailureKind.MALFORMED},
+    ),
+    401: frozenset({FailureKind.QUOTA}),
+    429: frozenset({FailureKind.QUOTA, FailureKind.RATE_LIMIT}),
+    500: frozenset({FailureKind.CONTEXT_OVERFLOW}),  # Ollama's.
+}
+
 # Codes that say something else than their words.
 _BY_CODE: Final = {
     "string_above_max_length": FailureKind.CONTEXT_OVERFLOW,
@@ -281,7 +293,7 @@ def classify(
     """
     code, message = (code or "").lower(), message[:_LONGEST_TEXT].lower()
     for kind in _kinds_said(status_code, code, message):
-        if _may_sharpen(status_code, kind):
+        if status_code is None or kind in _SHARPENED.get(status_code, ()):
             return kind
     if status_code is None:
         return FailureKind.SERVER_ERROR
@@ -306,19 +318,3 @@ def _kinds_said(
                 continue
             if pattern.search(words):
                 yield kind
-
-
-def _may_sharpen(status_code: int | None, kind: FailureKind) -> bool:
-    """Whether a code or a sentence may say more than the status."""
-    match status_code:
-        case None:
-            return True
-        case 400 | 403 | 412 | 413 | 422:  # Never a server error.
-            return not is_retryable(kind) or kind is FailureKind.MALFORMED
-        case 401:
-            return kind is FailureKind.QUOTA
-        case 429:
-            return kind in {FailureKind.QUOTA, FailureKind.RATE_LIMIT}
-        case 500:  # Ollama's, of a prompt that is too long.
-            return kind is FailureKind.CONTEXT_OVERFLOW
-    return False
