@@ -186,10 +186,6 @@ class Engine:
         """The context of a call on this clock; see `context_for`."""
         return context_for(self.clock, policy, **parts)
 
-    def recorder(self, then: Callable[[], object] = lambda: None) -> Recorder:
-        """Records each retry, and does `then`."""
-        return Recorder(then)
-
     def call(
         self, context: RetryContext, script: Script, recorder: Recorder | None = None
     ) -> Any:

@@ -23,12 +23,12 @@ from langchain_retryrouter.failures import FAILURE_ACTIONS, Failure
 from langchain_retryrouter.rate_limits import Size
 from langchain_retryrouter.testing import FakeClock
 
-from .scripted import Engine, Script, failures
+from .scripted import Engine, Recorder, Script, failures
 
 
 def test_the_last_error_is_raised(engine: Engine) -> None:
     """After `max_retries` retries the last error comes out, and says not to retry."""
-    errors, recorder = failures(5), engine.recorder()
+    errors, recorder = failures(5), Recorder()
     script = Script(*errors)
     with pytest.raises(UnavailableError) as caught:
         engine.call(engine.context(RetryPolicy(max_retries=3)), script, recorder)

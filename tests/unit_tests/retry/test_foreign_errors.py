@@ -29,6 +29,7 @@ from .scripted import (
     END,
     ROLE,
     Engine,
+    Recorder,
     Script,
     Source,
     Start,
@@ -60,13 +61,13 @@ foreign = pytest.mark.parametrize("foreign", FOREIGN)
 class Shared:
     """A budget, and a breaker whose one probe a call is; it must give both back."""
 
-    def __init__(self, clock: FakeClock) -> None:
+    def __init__(self, clock: FakeClock, policy: RetryPolicy) -> None:
         self.budget = RetryBudget()
         self.breaker = CircuitBreaker(failure_threshold=1, recovery_time=1, clock=clock)
         fail_elsewhere(self.breaker)
         clock.advance(1)
         self.context: RetryContext = context_for(
-            clock, budget=self.budget, breaker=self.breaker
+            clock, policy, budget=self.budget, breaker=self.breaker
         )
 
     def check_given_back(self, *, has_answered: bool = False) -> None:
@@ -77,9 +78,11 @@ class Shared:
         assert self.budget.tokens == 500
 
 
-@pytest.fixture
-def shared(clock: FakeClock) -> Shared:
-    return Shared(clock)
+@pytest.fixture(params=[None, 60], ids=["no limits", "limits"])
+def shared(clock: FakeClock, request: pytest.FixtureRequest) -> Shared:
+    """Without time limits, and with some, which no foreign `TimeoutError` is."""
+    names = ("deadline", "first_token_timeout", "stall_timeout")
+    return Shared(clock, RetryPolicy(**dict.fromkeys(names, request.param)))
 
 
 @foreign
@@ -88,7 +91,7 @@ def test_from_a_request(
 ) -> None:
     """A foreign exception of a request is raised at once, without a note."""
     error = foreign("unwrapped")
-    script, recorder = Script(error, "not sent"), engine.recorder()
+    script, recorder = Script(error, "not sent"), Recorder()
     with pytest.raises(foreign) as caught:
         engine.call(shared.context, script, recorder)
     assert caught.value is error or foreign is asyncio.CancelledError
@@ -118,20 +121,6 @@ def test_from_a_stream(
     shared.check_given_back(has_answered=HEL in (before or ()))
 
 
-@calls_and_streams
-def test_a_foreign_timeout_is_not_one_of_ours(engine: Engine, start: Start) -> None:
-    """A `TimeoutError` of a bug is not taken for one of the policy's limits."""
-    limits = RetryPolicy(deadline=60, first_token_timeout=60, stall_timeout=60)
-    sources: list[object] = [TimeoutError("a bug")]
-    if start is Engine.stream:
-        sources += [Source(TimeoutError("a bug")), Source(HEL, TimeoutError("a bug"))]
-    for source in sources:
-        script = Script(source, "not sent")
-        with pytest.raises(TimeoutError, match=r"^a bug$"):
-            start(engine, engine.context(limits), script)
-        assert script.numbers == [1]
-
-
 class LeavingClock(FakeClock):
     """A clock whose waits are left by an exception."""
 
@@ -158,7 +147,7 @@ def test_before_a_retry(
             raise foreign
 
     clock, budget = LeavingClock(foreign), RetryBudget()
-    script, recorder = Script(*failures(1), "not sent"), engine.recorder(leave)
+    script, recorder = Script(*failures(1), "not sent"), Recorder(leave)
     with pytest.raises(foreign):
         engine.call(context_for(clock, budget=budget), script, recorder)
     assert (script.numbers, budget.tokens) == ([1], 500)

@@ -27,6 +27,7 @@ from .scripted import (
     END,
     ROLE,
     Engine,
+    Recorder,
     Script,
     Source,
     Start,
@@ -66,7 +67,7 @@ def test_an_open_breaker_sends_nothing(
     breaker = opened(engine.clock, seconds_ago)
     breaker.admit()  # The probe of another call, if it is half open.
     context = engine.context(breaker=breaker, errors=GPT_ROUTER_ERRORS)
-    script, recorder = Script("not sent"), engine.recorder()
+    script, recorder = Script("not sent"), Recorder()
     with pytest.raises(GPT_ROUTER_ERRORS[FailureKind.CIRCUIT_OPEN]) as caught:
         start(engine, context, script, recorder)
     assert str(caught.value) == f"nothing was sent: the circuit breaker {message}"
@@ -86,7 +87,7 @@ def test_a_breaker_that_opens_ends_the_retries(
     breaker = CircuitBreaker(failure_threshold=threshold, clock=engine.clock)
     errors, budget = failures(2), RetryBudget()
     script = Script(*errors)
-    recorder = engine.recorder(lambda: fail_elsewhere(breaker))
+    recorder = Recorder(lambda: fail_elsewhere(breaker))
     context = engine.context(breaker=breaker, budget=budget)
     with pytest.raises(UnavailableError) as caught:
         start(engine, context, script, recorder)

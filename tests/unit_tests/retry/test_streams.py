@@ -17,7 +17,17 @@ from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter._retry.streaming import ChunkInfo, astream, stream
 from langchain_retryrouter.errors import BASE_ERRORS
 
-from .scripted import END, ROLE, WHOLE, Engine, Script, Source, outcomes, token
+from .scripted import (
+    END,
+    ROLE,
+    WHOLE,
+    Engine,
+    Recorder,
+    Script,
+    Source,
+    outcomes,
+    token,
+)
 
 HEL, LO, USAGE = token("Hel"), token("lo"), ChunkInfo()
 TOOL_CALL = ChunkInfo(is_token=True)
@@ -50,7 +60,7 @@ def broken() -> APIConnectionError:
 )
 def test_a_whole_stream_is_unchanged(engine: Engine, events: list[ChunkInfo]) -> None:
     """Every event is handed over once, in order, and the budget gets one token."""
-    source, recorder, budget = Source(*events), engine.recorder(), RetryBudget()
+    source, recorder, budget = Source(*events), Recorder(), RetryBudget()
     budget.spend()
     context = engine.context(budget=budget)
     assert engine.stream(context, Script(source), recorder) == events
@@ -64,7 +74,7 @@ def test_a_whole_stream_is_unchanged(engine: Engine, events: list[ChunkInfo]) ->
 def test_a_first_token_that_was_not_handed_over_is_retried(engine: Engine) -> None:
     """A first event that is the last, and not an end, has not reached the caller."""
     first = Source(ChunkInfo("Hel", is_token=True, is_last=True))
-    recorder, context = engine.recorder(), engine.context()
+    recorder, context = Recorder(), engine.context()
     script = Script(first, Source(HEL, LO, END))
     assert engine.stream(context, script, recorder) == [HEL, LO, END]
     (error,) = recorder.errors
@@ -119,7 +129,7 @@ def test_a_stream_that_breaks_is_interrupted(
     """
     error, seen = BASE_ERRORS[kind]("it broke"), list[ChunkInfo]()
     source, context = Source(*events, error), engine.context()
-    script, recorder = Script(source, "not sent"), engine.recorder()
+    script, recorder = Script(source, "not sent"), Recorder()
     with pytest.raises(StreamInterruptedError) as caught:
         engine.stream(context, script, recorder, into=seen)
     assert seen == events
