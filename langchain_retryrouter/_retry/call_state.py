@@ -303,7 +303,7 @@ class CallState(CallLog):
         for position in self._from_here(is_last_resort=is_last_resort):
             attempt = self._begin(position, route, as_probe=is_last_resort)
             if isinstance(attempt, AttemptRecord):
-                self._go_on_with(attempt)
+                self.position, self._current = position, attempt
                 return None
             refusals[position] = attempt
             is_held = bool(attempt.reason) and not attempt.retry_after
@@ -313,7 +313,7 @@ class CallState(CallLog):
             if self._has_routes and self._wait_for(position) == 0:
                 attempt = self._begin(position, route, as_probe=True)
                 if isinstance(attempt, AttemptRecord):
-                    self._go_on_with(attempt)
+                    self.position, self._current = position, attempt
                     return None
         self._refund()
         first = min(refusals.values(), key=lambda refusal: refusal.retry_after)
@@ -505,9 +505,6 @@ class CallState(CallLog):
         if not isinstance(attempt, AttemptRecord):
             self._refund()
             return None
-        if self.limits is not None:
-            attempt.reservations = self.limits.take(position)
-        self._spent = 0.0
         self._hedge = attempt
         self.tell("hedge_began", route=attempt.route)
         return position
@@ -725,16 +722,10 @@ class CallState(CallLog):
         is_spent = self._attempts_at(position) > max(retries, 1)
         return use.is_left or use.is_spared or is_spent or use.sent > retries
 
-    def _go_on_with(self, attempt: AttemptRecord) -> None:
-        self.position, self._current = attempt.position, attempt
-        if self.limits is not None:
-            attempt.reservations = self.limits.take(self.position)
-        attempt.limiter_wait, self._limiter_wait = self._limiter_wait, 0.0
-        self._spent = 0.0  # The retry that was paid for is sent.
-
     def _begin(
         self, position: int, route: str | None, *, as_probe: bool = False
     ) -> AttemptRecord | Refusal:
+        """Begin an attempt on a route, if its breaker and the money permit it."""
         state = self.routes[position]
         permit: Permit | Refusal | None = None
         if state.breaker is not None:
@@ -749,10 +740,14 @@ class CallState(CallLog):
                 return refusal
         if permit is not None and permit.is_probe:
             self.tell("breaker", route=state.name or route, now=BreakerState.HALF_OPEN)
-        record = AttemptRecord(self.attempts + 1, state.name or route)
-        record.began, record.position, record.permit = self.elapsed, position, permit
-        self.records.append(record)
         self.attempts += 1
+        record = AttemptRecord(self.attempts, state.name or route)
+        record.began, record.position, record.permit = self.elapsed, position, permit
+        record.limiter_wait, self._limiter_wait = self._limiter_wait, 0.0
+        if self.limits is not None:
+            record.reservations = self.limits.take(position)
+        self._spent = 0.0  # The retry that was paid for is sent.
+        self.records.append(record)
         self._uses[position].sent += 1
         for observer in self.observers:
             guarded(observer.attempt_began, record)

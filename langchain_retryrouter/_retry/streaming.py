@@ -98,8 +98,10 @@ class StreamMonitor(Generic[E]):
         """All text seen so far."""
         return "".join(self._text)
 
-    def hold(self, event: E) -> bool:
+    def hold(self, event: E | End) -> bool:
         """Keep an event back; True once the events may be handed over."""
+        if isinstance(event, End):
+            self.interrupt(_NO_END)
         self.buffer.append(event)
         self.see(event)
         if self._controller.context.is_buffered:
@@ -216,13 +218,21 @@ def stream(
     state, error = context.call_state, None
 
     def open_stream(attempt: Attempt) -> tuple[_Stream[E], StreamMonitor[E]]:
+        """Connect, and read up to the first event that may be handed over."""
         monitor = StreamMonitor(controller, attempt, new_classifier())
         has_limits = (attempt.timeout, state.policy.stall_timeout) != (None, None)
         with state.attach(attempt.number):
             events: _Stream[E] = (ThreadedStream if has_limits else DirectStream)(
                 lambda: connect(attempt)
             )
-            _open(events, monitor)
+            try:
+                while not monitor.hold(events.next(monitor.opening_limit())):
+                    pass
+            except BaseException as error:
+                events.close()
+                if isinstance(error, TimeLimitError):
+                    raise monitor.timed_out() from error
+                raise
         return events, monitor
 
     events, monitor = run(controller, open_stream)
@@ -243,22 +253,6 @@ def stream(
         state.cancelled()
         context.end(error)
         events.close()
-
-
-def _open(events: _Stream[E], monitor: StreamMonitor[E]) -> None:
-    """Connect, and read up to the first event that may be handed over."""
-    try:
-        while True:
-            event = events.next(monitor.opening_limit())
-            if isinstance(event, End):
-                monitor.interrupt(_NO_END)
-            if monitor.hold(event):
-                return
-    except BaseException as error:
-        events.close()
-        if isinstance(error, TimeLimitError):
-            raise monitor.timed_out() from error
-        raise
 
 
 def _next_event(events: _Stream[E], monitor: StreamMonitor[E]) -> E | End:
@@ -283,13 +277,29 @@ async def astream(
     """Async variant of `stream`."""
     controller = RetryController(context, notify, is_stream=True)
     state, error = context.call_state, None
+    loop_time = asyncio.get_running_loop().time
 
     async def open_stream(
         attempt: Attempt,
     ) -> tuple[AEventSource[E], AsyncIterator[E], StreamMonitor[E]]:
         monitor = StreamMonitor(controller, attempt, new_classifier())
+        source: AEventSource[E] | None = None
         with state.attach(attempt.number):
-            return *await _aopen(connect, attempt, monitor), monitor
+            try:
+                async with asyncio.timeout(attempt.timeout) as limit:
+                    source = await connect(attempt)
+                    events = aiter(source)
+                    while not monitor.hold(await anext(events, END)):
+                        if monitor.saw_token:
+                            left, now = monitor.limit(), loop_time()
+                            limit.reschedule(None if left is None else now + left)
+            except BaseException as error:
+                if source is not None:
+                    await source.aclose()
+                if isinstance(error, TimeoutError) and limit.expired():
+                    raise monitor.timed_out() from error
+                raise
+        return source, events, monitor
 
     source, events, monitor = await arun(controller, open_stream)
     try:
@@ -311,32 +321,6 @@ async def astream(
             await context.aend(error)
         finally:
             await source.aclose()
-
-
-async def _aopen(
-    connect: Callable[[Attempt], Awaitable[AEventSource[E]]],
-    attempt: Attempt,
-    monitor: StreamMonitor[E],
-) -> tuple[AEventSource[E], AsyncIterator[E]]:
-    """Connect, and read up to the first event that may be handed over."""
-    source: AEventSource[E] | None = None
-    try:
-        async with asyncio.timeout(attempt.timeout) as limit:
-            source = await connect(attempt)
-            events = aiter(source)
-            async for event in events:
-                if monitor.hold(event):
-                    return source, events
-                if monitor.saw_token:
-                    left, now = monitor.limit(), asyncio.get_running_loop().time()
-                    limit.reschedule(None if left is None else now + left)
-            monitor.interrupt(_NO_END)
-    except BaseException as error:
-        if source is not None:
-            await source.aclose()
-        if isinstance(error, TimeoutError) and limit.expired():
-            raise monitor.timed_out() from error
-        raise
 
 
 async def _anext_event(events: AsyncIterator[E], monitor: StreamMonitor[E]) -> E | End:

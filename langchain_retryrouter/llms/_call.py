@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,8 +22,6 @@ from langchain_retryrouter.llms._connection import OpenAIConnection
 from langchain_retryrouter.policy import resolve_policy
 from langchain_retryrouter.rate_limits import Size, approximate_tokens
 
-# To make a policy checks its numbers, which takes longer than to find it again.
-_resolve_policy = functools.lru_cache(maxsize=128)(resolve_policy)
 chunk_info = operator.attrgetter("info")  # What an event of a stream means.
 
 
@@ -39,7 +36,7 @@ class Call:
         run_manager: AnyRunManager | None,
     ) -> None:
         clock = llm.clock or SYSTEM_CLOCK
-        policy = _resolve_policy(llm.retry_policy, llm.max_retries)
+        policy = resolve_policy(llm.retry_policy, llm.max_retries)
         route = str(request.get("model") or llm.model_name)  # Any JSON is sent.
         limit, size = llm.rate_limit, lambda _: _size_of(request)
         operation = "chat" if "messages" in request else "text_completion"
