@@ -9,14 +9,13 @@ for its result no longer than the limit: `run_with_timeout` for one result,
 from __future__ import annotations
 
 import asyncio
-import functools
-import itertools
 import logging
 import os
 import queue
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar, copy_context
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -104,14 +103,10 @@ def on_abort(abort: Callable[[], object]) -> None:
 
 
 def run_in_worker(work: Callable[[], object]) -> Callable[[], None]:
-    """Run `work`, which must not raise, in a daemon thread that is kept for the next.
+    """Run `work`, which must not raise, in a daemon thread; the result aborts it.
 
-    It sees the caller's context variables, such as a tracer's. The threads are not
-    those of a `ThreadPoolExecutor`, since the interpreter waits at exit for an
-    executor's threads, also if one hangs in a read.
-
-    Returns:
-        A function that aborts what `work` has given to `on_abort`.
+    It sees the caller's context variables. A `ThreadPoolExecutor` is no use: at exit
+    the interpreter waits for its threads, also if one hangs in a read.
     """
     job = WorkerJob()
     on_abort(job.abort)
@@ -124,7 +119,7 @@ def run_in_worker(work: Callable[[], object]) -> Callable[[], None]:
         threading.Thread(
             target=_run_jobs, args=(jobs,), name="retryrouter-worker", daemon=True
         ).start()
-    jobs.put(functools.partial(context.run, work))
+    jobs.put(partial(context.run, work))
     return job.abort
 
 
@@ -162,9 +157,7 @@ def _receive(results: queue.SimpleQueue[Result[Any]], seconds: float | None) -> 
 
 
 def run_with_timeout(seconds: float, work: Callable[[], R]) -> R:
-    """The result of `work`, which has so many seconds to finish.
-
-    It runs in a thread, goes on there after a timeout, and its result is dropped.
+    """The result of `work`, which runs in a thread, and goes on there after a timeout.
 
     Raises:
         TimeLimitError: `work` did not finish in time.
@@ -319,32 +312,30 @@ def gather_bounded(
     """
     if min(len(requests), at_once) <= 1:
         return [send(request) for request in requests]
-    results: queue.SimpleQueue[tuple[int, Result[Answer]]] = queue.SimpleQueue()
-
-    def start(place: int) -> Callable[[], None]:
-        work = functools.partial(send, requests[place])
-        return run_in_worker(lambda: results.put((place, _outcome(work))))
-
     places = iter(range(len(requests)))
     answers: dict[int, Any] = {}
-    first_error: BaseException | None = None
-    aborts: dict[int, Callable[[], None]] = {}
+    errors: list[BaseException] = []
+    ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def work() -> None:
+        for place in places:
+            if errors:
+                break
+            answers[place], error = _outcome(partial(send, requests[place]))
+            errors.extend([] if error is None else [error])
+        ended.put(None)
+
+    aborts = [run_in_worker(work) for _ in range(min(len(requests), at_once))]
     try:
-        for place in itertools.islice(places, at_once):
-            aborts[place] = start(place)
-        while aborts:
-            place, (answers[place], error) = results.get()
-            del aborts[place]
-            first_error = error if first_error is None else first_error
-            following = next(places, None) if first_error is None else None
-            if following is not None:
-                aborts[following] = start(following)
-    except BaseException:  # Such as Ctrl-C, which only this thread sees.
-        for abort in aborts.values():
+        for _ in aborts:
+            ended.get()
+    except BaseException as error:  # Such as Ctrl-C, which only this thread sees.
+        errors.append(error)
+        for abort in aborts:
             abort()
         raise
-    if first_error is not None:
-        raise first_error
+    if errors:
+        raise errors[0]
     return [answers[place] for place in range(len(requests))]
 
 

@@ -152,7 +152,7 @@ def test_a_wait_can_be_aborted_from_another_thread(*, has_second: bool) -> None:
             waiting.result(LONG)
     stream.close()
     assert first.was_closed.wait(LONG)
-    assert (first.aborted, second.aborted) == (1, has_second)
+    assert (first.aborted > 0, second.aborted > 0) == (True, has_second)
 
 
 def test_nothing_begins_after_an_abort() -> None:
