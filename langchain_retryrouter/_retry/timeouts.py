@@ -78,6 +78,10 @@ class WorkerJob:
         self._aborts: list[Callable[[], object]] = []
         self._is_given_up = False
 
+    @property
+    def is_abortable(self) -> bool:
+        return bool(self._aborts)
+
     def on_abort(self, abort: Callable[[], object]) -> None:
         self._aborts.append(abort)
         if self._is_given_up:  # Asked after the append, so that none is overlooked.
@@ -195,8 +199,8 @@ class DirectStream(Generic[T]):
     def next(self, seconds: float | None) -> T | End:
         """The next event, or `END`.
 
-        After `seconds` the connection is aborted. Only what follows a whole answer has
-        such a limit here, so an abort that comes too late does no harm.
+        After `seconds` the source is aborted, if it can be. Only what follows a whole
+        answer has such a limit here, so an abort that comes too late does no harm.
         """
         if self._source is None:
             token = WORKER_JOB.set(self._job)
@@ -205,7 +209,7 @@ class DirectStream(Generic[T]):
                 self._events = iter(self._source)
             finally:
                 WORKER_JOB.reset(token)
-        if seconds is None:
+        if seconds is None or not self._job.is_abortable:
             return next(self._events, END)
         timer = threading.Timer(seconds, self._job.abort)
         timer.daemon = True
