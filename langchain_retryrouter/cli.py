@@ -14,7 +14,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -41,6 +40,7 @@ from langchain_retryrouter import (
     __version__,
 )
 from langchain_retryrouter._providers.integrations import TOKEN_LIMITS
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter.attempt_log import AttemptLog, read_logs, trace_page
 
 try:  # the extra "cli"; `explain` does without
@@ -313,7 +313,7 @@ def _status(arguments: argparse.Namespace) -> int:
         while True:
             console.clear()
             _show_status(store, console)
-            threading.Event().wait(seconds)
+            SYSTEM_CLOCK.sleep(seconds)
     return 0
 
 

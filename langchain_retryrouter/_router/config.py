@@ -627,12 +627,11 @@ def _nearest(name: Any, known: Iterable[str]) -> str:
 # --- writing --------------------------------------------------------------------------
 
 
-def to_config(router: BaseModel, routes: Sequence[Route]) -> dict[str, Any]:
+def to_config(router: Any) -> dict[str, Any]:
     """The config of a router; see `RetryRouter.to_config`."""
     config, tables, pools = _Config({}), [], set[str]()
-    store = getattr(router, "store", None)
-    data = _fields_of(config, router, (), store)
-    for index, route in enumerate(routes):
+    data = _fields_of(config, router, (), router.store)
+    for index, route in enumerate(router.routes):
         place: Place = ("routes", index)
         if route.pool_id in pools:
             continue  # The table of the first route makes all.
@@ -641,7 +640,7 @@ def to_config(router: BaseModel, routes: Sequence[Route]) -> dict[str, Any]:
             if not route.source:
                 config.problem(place, "is of a pool that was not made by from_config")
         table = dict(route.source or _source_of(config, route.model, place))
-        table |= _fields_of(config, route, place, store)
+        table |= _fields_of(config, route, place, router.store)
         if route.pool_id:
             table["name"] = route.name.rpartition("#")[0]
         switches = integration_of(route.model).call_options
@@ -659,19 +658,17 @@ def to_config(router: BaseModel, routes: Sequence[Route]) -> dict[str, Any]:
     config.check()
     again = _routes_of(config, tables)
     config.check()
-    for route, other in zip(routes, again, strict=True):
+    for route, other in zip(router.routes, again, strict=True):
         if other.prepared("").identity != route.identity:  # It was replaced since.
             config.problem((), f"the model of {route.name!r} is not the config's")
     config.check()
     return {name: _plain(value) for name, value in data.items()}
 
 
-def _fields_of(
-    config: _Config, made: BaseModel, place: Place, store: Any
-) -> dict[str, Any]:
+def _fields_of(config: _Config, made: Any, place: Place, store: Any) -> dict[str, Any]:
     """The fields that are not as they would be anyway, as data."""
     data: dict[str, Any] = {}
-    source = getattr(made, "source", None) or {}
+    source = made.source or {}
     for name, field in type(made).model_fields.items():
         value = getattr(made, name)
         if name == "metadata" and value:  # LangChain's, of its own version.
@@ -679,7 +676,7 @@ def _fields_of(
         is_left = value == _default(field)
         if is_left or name in _FILLED_IN | {"model", "routes", "options"}:
             continue
-        if name in _TABLES and not isinstance(value, Mapping):
+        if name in _TABLES:
             value = _numbers_of(value)
             if value.get("store", _NONE) is store:  # It has joined that of the router.
                 del value["store"]

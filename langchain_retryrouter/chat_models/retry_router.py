@@ -418,7 +418,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 names all of it.
         """
         config = importlib.import_module(_CONFIG)
-        return cast("dict[str, Any]", config.to_config(self, self.routes))
+        return cast("dict[str, Any]", config.to_config(self))
 
     # --- a call ---
 

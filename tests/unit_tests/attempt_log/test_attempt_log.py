@@ -11,12 +11,10 @@ from langchain_core.load import dumps
 from langchain_core.messages import HumanMessage
 from langchain_core.outputs import LLMResult
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler as Runs
-from pydantic import SecretStr
 from rich.console import Console
 
 from langchain_retryrouter import (
     AttemptLog,
-    OpenAI,
     RetryPolicy,
     RetryRouter,
     RetryRouterError,
@@ -28,7 +26,8 @@ from langchain_retryrouter.testing import (
     SlowFirstToken,
     Status,
 )
-from tests.support.models import chat_openai, gpt_router
+from tests.promises.harness import new_model
+from tests.support.models import chat_openai
 from tests.unit_tests.conftest import Twin
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\x00&\"'"
@@ -96,17 +95,12 @@ class Results(BaseCallbackHandler):
         self.results.append(response)
 
 
-def openai(gateway: FaultyGateway, **fields: Any) -> OpenAI:
-    key = SecretStr("any")
-    return OpenAI(base_url=gateway.openai_url, api_key=key, clock=FakeClock(), **fields)
-
-
 def test_the_result_of_a_streamed_text_has_the_log(
     gateway: FaultyGateway, twin: Twin
 ) -> None:
     """Handlers of an LLM's stream find it in the result, and in its generation."""
     gateway.script(Status(503))
-    llm, handler = openai(gateway), Results()
+    llm, handler = new_model("OpenAI", gateway, clock=FakeClock()), Results()
     twin.stream(llm, "hi", {"callbacks": [handler]})
     [result] = handler.results
     for source in (result, result.generations[0][0]):
@@ -114,7 +108,7 @@ def test_the_result_of_a_streamed_text_has_the_log(
     twin.call(llm, "close")
 
 
-@pytest.mark.parametrize("kind", ["router", "gptrouter", "openai", "cut"])
+@pytest.mark.parametrize("kind", ["router", "GPTRouter", "OpenAI", "cut"])
 def test_an_error_has_the_log_of_its_call(
     gateway: FaultyGateway, twin: Twin, kind: str
 ) -> None:
@@ -122,10 +116,8 @@ def test_an_error_has_the_log_of_its_call(
     policy = RetryPolicy(max_retries=1)
     gateway.always(Cut(1) if kind == "cut" else Status(503))
     model: Any
-    if kind == "gptrouter":
-        model = gpt_router(gateway, "a", retry_policy=policy, clock=FakeClock())
-    elif kind == "openai":
-        model = openai(gateway, retry_policy=policy)
+    if kind in {"GPTRouter", "OpenAI"}:
+        model = new_model(kind, gateway, retry_policy=policy, clock=FakeClock())
     else:
         model = new_router(gateway, stream_recovery="error", retry_policy=policy)
     with pytest.raises(RetryRouterError) as caught:

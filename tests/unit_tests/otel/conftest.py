@@ -1,5 +1,6 @@
 """Models of all kinds over a faulty gateway, and what OpenTelemetry records of them."""
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,17 +17,15 @@ from opentelemetry.trace import SpanKind
 from pydantic import SecretStr
 
 from langchain_retryrouter import (
-    AzureOpenAI,
     GPTRouter,
     GPTRouterEmbeddings,
     GPTRouterModel,
-    OpenAI,
-    OpenAIChat,
     RetryRouter,
     Route,
 )
 from langchain_retryrouter.otel import instrument
 from langchain_retryrouter.testing import FakeClock, FaultyGateway
+from tests.promises.harness import LLMS, new_model
 from tests.support import models
 from tests.support.models import KEY
 from tests.unit_tests.conftest import Twin
@@ -60,24 +59,16 @@ def router_of(
     return RetryRouter(**{"routes": routes, "clock": clock, **fields})
 
 
-def llm(
-    cls: type[Any], gateway: FaultyGateway, clock: FakeClock | None, **fields: Any
-) -> Any:
-    """An LLM; its default address is OpenAI's side of the gateway."""
-    settings = {"base_url": gateway.openai_url, "max_retries": 4, "stream_usage": True}
-    return cls(**{**settings, "api_key": KEY, "clock": clock, **fields})
+def llm(name: str, gateway: FaultyGateway, clock: FakeClock, **fields: Any) -> Any:
+    settings = {"max_retries": 4, "stream_usage": True, "clock": clock}
+    return new_model(name, gateway, **settings, **fields)
 
 
-_AZURE: Final = {"azure_deployment": "gpt-4", "api_version": "2024-10-21"}
 MODELS: Final[dict[str, Callable[[FaultyGateway, FakeClock], Any]]] = {
     "GPTRouter": lambda it, clock: gpt_router(it, clock=clock),
     "router of GPTRouters": lambda it, clock: router_of(it, clock, gpt_router),
     "router of ChatOpenAIs": lambda it, clock: router_of(it, clock, chat_openai),
-    "OpenAI": lambda it, clock: llm(OpenAI, it, clock, model="gpt-4-instruct"),
-    "OpenAIChat": lambda it, clock: llm(OpenAIChat, it, clock, model="gpt-4"),
-    "AzureOpenAI": lambda it, clock: llm(
-        AzureOpenAI, it, clock, base_url=None, azure_endpoint=it.url, **_AZURE
-    ),
+    **{name: functools.partial(llm, name) for name in LLMS},
 }
 """All kinds of models that make completions."""
 

@@ -18,7 +18,6 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from langchain_retryrouter import (
     CircuitBreaker,
-    OpenAI,
     RateLimit,
     RateLimitError,
     RetryBudget,
@@ -33,6 +32,7 @@ from langchain_retryrouter.testing import (
     Status,
     Usage,
 )
+from tests.promises.harness import new_model
 from tests.support import models
 from tests.support.alone import run_alone
 
@@ -121,7 +121,7 @@ def test_a_wait_for_langchains_limiter_is_recorded(env: Env) -> None:
     limiter = InMemoryRateLimiter(
         requests_per_second=50, check_every_n_seconds=0.005, max_bucket_size=1
     )
-    model = llm(OpenAI, env.gateway, None, model="m", rate_limiter=limiter)
+    model = new_model("OpenAI", env.gateway, rate_limiter=limiter)
     env.twin.invoke(model, PROMPT)
     [waited] = env.values("retryrouter.limiter_wait")
     assert waited > 0.005
@@ -131,7 +131,7 @@ def test_labels_of_metrics_are_bounded(
     gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
 ) -> None:
     """A caller that names a new model with each call makes no label for each."""
-    model = llm(OpenAI, gateway, clock, model="m")
+    model = llm("OpenAI", gateway, clock)
     for number in range(300):
         model.invoke(PROMPT, model=f"model-{number}")
     names = {p.attributes["gen_ai.request.model"] for p in recorded.points(ATTEMPTS)}

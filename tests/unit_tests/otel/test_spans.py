@@ -1,6 +1,7 @@
 """Spans equal the server's requests, in order, for every model and way to call it."""
 
 import asyncio
+import functools
 import subprocess
 import sys
 import threading
@@ -294,10 +295,7 @@ def test_hedged_streams_have_a_span_each(env: Env) -> None:
     env.gateway.script(Silence(), model="gpt-4")
     spans: dict[str, int] = {}
 
-    def seen(gateway: FaultyGateway, name: str) -> Seen:
-        fields = chat_openai(gateway, name).model_dump(exclude_unset=True)
-        return Seen(**fields, spans=spans)
-
+    seen = functools.partial(chat_openai, cls=Seen, spans=spans)
     env.twin.stream(router_of(env.gateway, None, seen, hedge_after=0.1), PROMPT)
     assert env.values("gen_ai.request.model") == ["gpt-4", "gpt-4o"]
     assert env.values("retryrouter.outcome") == ["cancelled", "ok"]
@@ -424,7 +422,7 @@ def test_a_models_name_of_another_type_is_the_servers_to_refuse(
     env: Env, model: Any
 ) -> None:
     """Whatever is given as a model is sent, and recorded as text."""
-    made = llm(OpenAI, env.gateway, env.clock)
+    made = llm("OpenAI", env.gateway, env.clock)
     with pytest.raises(RetryRouterError) as caught:
         env.twin.invoke(made, PROMPT, model=model)
     assert caught.value.kind.value == "invalid_request"
@@ -483,7 +481,7 @@ class Stale(ChatOpenAI):
 
 def test_a_request_on_a_connection_of_a_closed_loop_has_its_own_span(env: Env) -> None:
     """It is sent again within the attempt, and a server may have seen it."""
-    model = Stale(**chat_openai(env.gateway, "gpt-4o").model_dump(exclude_unset=True))
+    model = chat_openai(env.gateway, "gpt-4o", cls=Stale)
     env.twin.invoke(RetryRouter(routes=[model], clock=env.clock), PROMPT)
     assert len(env.attempts) == len(env.gateway.requests) == 2
     assert env.values("retryrouter.attempt") == [1, 1]

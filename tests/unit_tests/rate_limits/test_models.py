@@ -253,17 +253,6 @@ def test_a_routers_own_limit_holds_for_all_routes(lab: Lab) -> None:
     assert attempts(answer)[0]["limiter_wait"] == pytest.approx(10)
 
 
-class LimitedByProperty(ChatOpenAI):
-    """A user's own class, whose limit is no field."""
-
-    limits: list[Any]
-
-    @property
-    def rate_limit(self) -> Any:
-        """The limit."""
-        return self.limits[0]
-
-
 @both_ways
 @pytest.mark.parametrize("is_field", [True, False])
 def test_a_models_own_limit_is_its_routes(
@@ -273,8 +262,8 @@ def test_a_models_own_limit_is_its_routes(
     limit = lab.used_up()
     first = lab.model("GPTRouter", rate_limit=limit)
     if not is_field:
-        own = chat_openai(lab.gateway, "gpt-4").model_dump(exclude_unset=True)
-        first = LimitedByProperty(**own, limits=[limit])
+        own: Any = type("Own", (ChatOpenAI,), {"rate_limit": property(lambda _: limit)})
+        first = chat_openai(lab.gateway, "gpt-4", cls=own)
     router = lab.router(routes=[first, chat_openai(lab.gateway)])
     for _ in range(4):
         assert told(lab.ask(router, method))[-1] == ("gpt-4o", "ok")
