@@ -21,7 +21,7 @@ import requests
 import urllib3
 from langchain_core import exceptions as langchain
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.outputs import ChatResult
 from openai.types.responses import ResponseError
 from pydantic import BaseModel, ValidationError
@@ -577,7 +577,9 @@ def test_a_bug_says_nothing_about_a_provider(error: Exception) -> None:
 @every_way
 def test_a_request_that_cannot_be_written_is_left_for_the_next_route(way: Way) -> None:
     """A message that an integration cannot send says nothing about its provider."""
-    prompt = [HumanMessage([{"type": "image_url", "image_url": None}])]
+    prompt: list[BaseMessage] = [
+        HumanMessage([{"type": "image_url", "image_url": None}])
+    ]
     breaker = CircuitBreaker(failure_threshold=1)
     with FaultyGateway() as gateway:
         first = Route(model=chat_anthropic(gateway), breaker=breaker)
@@ -586,6 +588,7 @@ def test_a_request_that_cannot_be_written_is_left_for_the_next_route(way: Way) -
         assert ask(way, router_of(first, chat_openai(gateway)), prompt)
     assert isinstance(error, UnknownError)
     assert error.message.startswith("TypeError while the request was written: 'NoneT")
+    assert error.attempt_log is not None
     assert (breaker.state, len(error.attempt_log["attempts"])) == ("closed", 1)
 
 
@@ -598,10 +601,13 @@ def _parse_response(answer: Any) -> str:
 
 
 @pytest.mark.parametrize("value", [None, "a text", [], 7])
-def test_functions_tell_what_failed(value: Any) -> None:
+@pytest.mark.parametrize(
+    ("read", "kind"),
+    [(_format_messages, K.UNKNOWN), (_parse_response, K.MALFORMED)],
+)
+def test_functions_tell_what_failed(value: Any, read: Any, kind: FailureKind) -> None:
     """The innermost function that is named after a request or an answer decides."""
-    for read, kind in ((_format_messages, K.UNKNOWN), (_parse_response, K.MALFORMED)):
-        assert routed(AskingModel(ask=lambda read=read: read(value))).kind is kind
+    assert routed(AskingModel(ask=lambda: read(value))).kind is kind
 
 
 # --- HTTP libraries without an SDK --------------------------------------------------
