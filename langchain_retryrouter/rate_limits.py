@@ -343,8 +343,8 @@ class RateLimit(Shareable):
         """
         with self._lock:
             self._refill()
-            levels = {kind: bucket.level for kind, bucket in self._buckets.items()}
-        return {kind: level for kind, level in levels.items() if level < math.inf}
+            buckets = self._buckets.items()
+            return {kind: one.level for kind, one in buckets if one.level < math.inf}
 
     def as_rate_limiter(self) -> BaseRateLimiter:
         """This limit for any LangChain model's `rate_limiter=`.

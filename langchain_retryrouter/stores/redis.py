@@ -371,11 +371,13 @@ class _Lane(Locked):
 
     def _send(self, client: Any, jobs: list[_Job]) -> list[Any]:
         replies = self._run(client, jobs)
-        moved = next((one for one in replies if _is(one, "MovedError")), None)
-        if moved is not None:
-            self.follow(client, moved)
+        # Errors are known by their names, whichever library they come from.
+        kinds = [type(one).__name__ for one in replies]
+        if "MovedError" in kinds:
+            self.follow(client, replies[kinds.index("MovedError")])
             replies = self._run(client, jobs)
-        missing = [at for at, one in enumerate(replies) if _is(one, "NoScriptError")]
+            kinds = [type(one).__name__ for one in replies]
+        missing = [at for at, kind in enumerate(kinds) if kind == "NoScriptError"]
         if missing:  # Redis was restarted, or its scripts were flushed.
             again = self._run(client, [jobs[at] for at in missing], loads=True)
             for at, reply in zip(missing, again, strict=True):
@@ -449,11 +451,6 @@ class _Lane(Locked):
             watched = list(self._watched.get(key, ()))
         for one in watched:
             call_listener(one.learned, json.loads(text))
-
-
-def _is(reply: Any, name: str) -> bool:
-    """Whether a reply is an error of this name, whichever library it comes from."""
-    return isinstance(reply, Exception) and type(reply).__name__ == name
 
 
 # The lane of each address in this process; stores of one address share it.
@@ -565,7 +562,7 @@ class RedisStore(OneForAll):
             try:
                 found = client.hgetall(f"{lane.prefix}names")
             except Exception as error:
-                if not _is(error, "MovedError"):
+                if type(error).__name__ != "MovedError":
                     raise
                 lane.follow(client, error)
                 found = client.hgetall(f"{lane.prefix}names")

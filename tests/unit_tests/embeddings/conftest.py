@@ -1,8 +1,8 @@
 """Embeddings of a gateway that fails as scripted, on a clock that does not wait."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -18,10 +18,8 @@ AT_AZURE = GPTRouterModel(
 ADA = GPTRouterModel(name="text-embedding-ada-002", provider_name="openai_embeddings")
 
 
-class NewEmbeddings(Protocol):
-    """Makes embeddings of the test's gateway, with these fields."""
-
-    def __call__(self, **fields: Any) -> GPTRouterEmbeddings: ...
+# Makes embeddings of the test's gateway, with the fields that are given.
+NewEmbeddings: TypeAlias = Callable[..., GPTRouterEmbeddings]
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,6 @@ def test_a_transient_error_is_retried_and_then_raised(
     ]
     assert texts_of(env.gateway) == [["a", "b"]] * 3
     assert env.clock.sleeps == [0.5, 1.0]
-
     env.gateway.always(step)
     with pytest.raises(expected) as caught:
         env.embed(embeddings, "a")
@@ -100,10 +99,8 @@ def test_a_permanent_error_is_raised_at_once(
     """An error that would come again is raised at once, as `GPTRouter` raises it."""
     env.gateway.always(step)
     embeddings = env.embeddings(models_priority_list=[SMALL, AT_AZURE])
-
     with pytest.raises(expected) as caught:
         env.embed(embeddings, ["a"])
-
     assert isinstance(caught.value, sdks)
     assert len(env.gateway.requests) == 1
     assert env.clock.sleeps == []
@@ -120,9 +117,7 @@ def test_only_the_chunk_that_failed_is_repeated(env: Env) -> None:
         return SlowFirstToken(0)
 
     env.gateway.always(step)
-
     vectors = env.embed(env.embeddings(chunk_size=1), ["a", "b", "c"])
-
     assert vectors == [stub_embedding(text) for text in "abc"]
     assert sorted(texts_of(env.gateway)) == [["a"], ["b"], ["b"], ["c"]]
 
@@ -145,13 +140,10 @@ def test_a_provider_that_failed_is_asked_last(env: Env, failover: bool) -> None:
     embeddings = env.embeddings(
         models_priority_list=[SMALL, AT_AZURE], failover=failover
     )
-
     assert env.embed(embeddings, "a") == stub_embedding("a")
-
     first, second = SMALL.provider_name, AT_AZURE.provider_name
     there, back = [first, second], [second, first] if failover else [first, second]
     assert asked(env.gateway) == [there, back, there]
-
     env.gateway.always(Status(503))
     with pytest.raises(UnavailableError) as caught:
         env.embed(embeddings.model_copy(update={"max_retries": 1}), "a")
@@ -178,13 +170,11 @@ def test_a_breaker_is_shared_with_chat_models(env: Env) -> None:
         max_retries=0,
     )
     env.gateway.script(Status(500))
-
     with pytest.raises(ServerError):
         env.invoke(chat, "hi")
     with pytest.raises(CircuitOpenError):
         env.embed(embeddings, "a")
     assert len(env.gateway.requests) == 1
-
     env.clock.advance(31.0)
     assert env.embed(embeddings, "a") == stub_embedding("a")
     assert env.is_async or env.gateway.connections == 1
@@ -207,10 +197,8 @@ def test_a_slow_gateway_is_not_waited_for(
     """A deadline ends a slow call, and the timeout one whose server is silent."""
     env.gateway.always(step)
     began = time.monotonic()
-
     with pytest.raises(APITimeoutError):
         env.embed(env.embeddings(clock=None, **limits), "a")
-
     assert SHORT - 0.01 <= time.monotonic() - began < 8
 
 
@@ -223,11 +211,9 @@ def test_each_retry_is_one_line_of_the_log(
     """A retry is a warning with its model, error and wait; a success is not logged."""
     env.gateway.script(Status(429, {"retry-after": "3"}, message=f"no, {KEY}"), Reset())
     embeddings = env.embeddings(retry_policy=EXACT)
-
     with caplog.at_level(logging.INFO, "langchain_retryrouter"):
         for _ in range(2):
             env.embed(embeddings, ["a", "b"])
-
     model = "openai_embeddings/text-embedding-3-small"
     failed = f"attempt %s to embed 2 text(s) at {model} failed (%s), another follows in"
     assert env.clock.sleeps == [3.0, 1.0]

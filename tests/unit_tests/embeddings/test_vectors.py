@@ -70,12 +70,10 @@ def test_what_is_sent_is_what_the_sdk_sends(
     """Path, body and key are those of the `gptrouter` package's own client."""
     texts = ["foo", "Łódź\u2028🦊"]
     models = [SMALL, AT_AZURE] if endpoint == "v1" else [SMALL]
-
     env.embed(env.embeddings(models_priority_list=models, endpoint=endpoint), texts)
     no_blocking_calls.deactivate()  # The SDK's client reads certificates in the loop.
     theirs = json.loads(sent_by_the_sdk(env.gateway, texts, endpoint))
     no_blocking_calls.activate()
-
     ours, sdks = env.gateway.requests
     assert ours.json == theirs
     assert ours.path == sdks.path
@@ -95,9 +93,7 @@ def test_gateway_metadata_is_sent(env: Env, endpoint: str) -> None:
         app_id="a1",
         gateway_metadata={"shelf": 7},
     )
-
     env.embed(embeddings, "foo")
-
     payload = env.gateway.requests[0].payload
     assert payload["metadata"] == {
         "tag": "fields",
@@ -120,9 +116,7 @@ def test_chunks_are_joined_in_order(
     """Texts are sent `chunk_size` at a time, and each gets its own vector."""
     texts = [f"text {number}" for number in range(count)]
     embeddings = env.embeddings(chunk_size=3, endpoint=endpoint)
-
     assert env.embed(embeddings, texts) == [stub_embedding(text) for text in texts]
-
     chunks = texts_of(env.gateway)
     assert sorted(map(len, chunks)) == sizes
     assert sorted(text for chunk in chunks for text in chunk) == sorted(texts)
@@ -137,9 +131,7 @@ def test_long_texts_are_cut_up_to_fit(env: Env, endpoint: str) -> None:
     models = [SMALL, AT_AZURE] if endpoint == "v1" else [SMALL]
     texts = [f"{number}" + 50_000 * "\x00ä" for number in range(4)]
     embeddings = env.embeddings(models_priority_list=models, endpoint=endpoint)
-
     vectors = env.embed(embeddings, texts)
-
     assert vectors == [stub_embedding(text) for text in texts]
     assert all(len(request.body) <= 1024 * 1024 for request in env.gateway.requests)
     # A text takes 400,000 bytes, twice that where it is repeated.
@@ -149,10 +141,8 @@ def test_long_texts_are_cut_up_to_fit(env: Env, endpoint: str) -> None:
 def test_a_text_that_never_fits_is_sent_alone(env: Env) -> None:
     """A text above the limit is sent alone, so that the others do not fail with it."""
     embeddings = env.embeddings(max_concurrency=1)
-
     with pytest.raises(ServerError):
         env.embed(embeddings, ["before", 2_000_000 * "x", "after"])
-
     assert len(env.gateway.requests) == 2
     assert env.gateway.requests[0].parameters["input"] == ["before"]
 
@@ -220,10 +210,8 @@ def test_wrong_vectors_are_an_error(env: Env, wrong: str) -> None:
     body, told = FOUND_WRONG[wrong]
     is_step = isinstance(body, (Body, Status))
     env.gateway.always(body if is_step else answer_of(body))
-
     with pytest.raises(MalformedResponseError, match=told) as caught:
         env.embed(env.embeddings(max_retries=1), ["a", "b"])
-
     assert caught.value.attempts == len(env.gateway.requests) == 2
     assert caught.value.is_retryable is False
 
@@ -231,9 +219,7 @@ def test_wrong_vectors_are_an_error(env: Env, wrong: str) -> None:
 def test_indices_put_vectors_in_their_places(env: Env) -> None:
     """Vectors are ordered by the provider's indices, and whole numbers are floats."""
     env.gateway.respond("/api/v1/generate/embeddings", at_places(2, 0, 1))
-
     vectors = env.embed(env.embeddings(), ["a", "b", "c"])
-
     assert vectors == [[0.0], [1.0], [2.0]]
     assert {type(number) for [number] in vectors} == {float}
 
@@ -246,12 +232,10 @@ def test_chunks_of_different_lengths_are_not_joined(env: Env) -> None:
         return answer_of(vectors_in([1.0] if short else [1.0, 2.0]))
 
     env.gateway.always(step)
-
     with pytest.raises(
         MalformedResponseError, match=r"different models .* of 1 and 2 numbers"
     ) as caught:
         env.embed(env.embeddings(chunk_size=1), ["short", "long"])
-
     assert len(env.gateway.requests) == 2
     assert caught.value.is_retryable is False
 
@@ -272,9 +256,7 @@ def test_async_chunks_are_asked_together(
     gateway.always(step)
     texts = [f"text {number}" for number in range(9)]
     embeddings = new_embeddings(chunk_size=1, max_concurrency=3)
-
     vectors = asyncio.run(embeddings.aembed_documents(texts))
-
     assert vectors == [stub_embedding(text) for text in texts]
     assert max(together) == 3
 
@@ -289,10 +271,8 @@ def test_one_failed_chunk_ends_the_others(env: Env) -> None:
         )
     )
     embeddings = env.embeddings(chunk_size=1)
-
     with pytest.raises(InvalidRequestError, match="400"):
         env.embed(embeddings, ["right", "wrong", "right"])
-
     if env.is_async:
         env.gateway.wait_for(lambda g: g.open_connections == 0)
     else:
@@ -321,7 +301,6 @@ def test_a_bad_value_is_refused_at_construction(
     """A value that no call could use is refused by name, with what to give instead."""
     with pytest.raises(ValidationError) as caught:
         new_embeddings(**{field: value})
-
     [where] = {error["loc"][0] for error in caught.value.errors()}
     assert where == field
     assert told in str(caught.value)
@@ -337,7 +316,6 @@ def test_different_models_are_refused_unless_wanted(
         match=r"\('text-embedding-3-small', 'text-embedding-ada-002'\).*several",
     ):
         new_embeddings(models_priority_list=[SMALL, ADA])
-
     new_embeddings(models_priority_list=[SMALL, ADA], allow_different_models=True)
     new_embeddings(models_priority_list=[SMALL, AT_AZURE])
     # `v2` takes one name: a second model would never be asked.
@@ -354,8 +332,6 @@ def test_a_copy_answers(env: Env, duplicate: Any) -> None:
     """A copy has the key and the fields, and works in another process."""
     embeddings = env.embeddings(clock=None, chunk_size=7)
     env.embed(embeddings, "a")
-
     again = duplicate(embeddings)
-
     assert again.chunk_size == 7
     assert env.embed(again, "a") == stub_embedding("a")
