@@ -21,7 +21,6 @@ from typing_extensions import TypedDict
 
 from langchain_retryrouter import (
     GPTRouter,
-    GPTRouterModel,
     RetryPolicy,
     RetryRouter,
     RetryRouterError,
@@ -38,13 +37,13 @@ from langchain_retryrouter.testing import (
     Step,
 )
 from langchain_retryrouter.testing._exchange import Edition
+from tests.support.models import gpt_router
 from tests.support.rule_responder import RuleResponder
 from tests.unit_tests.conftest import Twin
 
 from .faults import AFTER_THE_FIRST_TOKEN, BEFORE_THE_FIRST_TOKEN
 
-MODEL = GPTRouterModel(name="gpt-4-0613", provider_name="chat_openai")
-OTHER = GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
+MODEL, OTHER = "gpt-4-0613", "gpt-4o"
 QUESTION = {"messages": [("user", "What is the weather in 'Oslo'?")]}
 ANSWER = "The tools said: It rains in Oslo"
 
@@ -69,13 +68,7 @@ class Lab:
 
     def llm(self, **fields: Any) -> GPTRouter:
         """A model that waits on the test's clock."""
-        settings: dict[str, Any] = {
-            "models_priority_list": [MODEL],
-            "gpt_router_api_base": self.gateway.url,
-            "gpt_router_api_key": "any",
-            "clock": self.clock,
-        }
-        return GPTRouter(**{**settings, **fields})
+        return gpt_router(self.gateway, MODEL, clock=self.clock, **fields)
 
     def agent(self, *, max_retries: int = 2, **arguments: Any) -> Any:
         """An agent, with these arguments besides."""
@@ -285,13 +278,9 @@ class RouterLab(Lab):
 
     def agent(self, *, middleware: Any = (), **fields: Any) -> Any:
         """An agent, of a router with these fields besides."""
-        second = {
-            "models_priority_list": [OTHER],
-            "gpt_router_api_base": self.backup.url,
-        }
-        once: dict[str, Any] = {"max_retries": 0, "clock": None}
+        gateways = {MODEL: self.gateway, OTHER: self.backup}
         router = RetryRouter(
-            routes=[self.llm(**once), self.llm(**once, **second)],
+            routes=[gpt_router(one, name) for name, one in gateways.items()],
             clock=self.clock,
             retry_policy=RetryPolicy(max_retries=1),
             breaker_settings=None,
@@ -333,9 +322,9 @@ def test_an_agent_ends_without_the_first_route(
     """Each turn fails over, its attempt log says so, and the tool runs once."""
     router_lab.gateway.always(fault)
     called, answer = router_lab.turns(way, THREAD)
-    expected = [MODEL.name, MODEL.name, OTHER.name]
+    expected = [MODEL, MODEL, OTHER]
     assert routes_of(called) == routes_of(answer) == expected
-    assert answer.response_metadata["model_name"] == OTHER.name
+    assert answer.response_metadata["model_name"] == OTHER
     router_lab.assert_requests(4, 2)
 
 
@@ -343,8 +332,8 @@ def test_an_agent_changes_its_route_between_two_turns(router_lab: RouterLab) -> 
     """The second model answers from the result of a call that the first one made."""
     router_lab.gateway.script(Answer(), Status(503), Status(503))
     called, answer = router_lab.turns("invoke", THREAD)
-    assert routes_of(called) == [MODEL.name]
-    assert routes_of(answer) == [MODEL.name, MODEL.name, OTHER.name]
+    assert routes_of(called) == [MODEL]
+    assert routes_of(answer) == [MODEL, MODEL, OTHER]
     assert router_lab.cities == ["Oslo"]
 
 
@@ -393,4 +382,4 @@ def test_an_agents_handlers_see_each_attempt_and_count_each_answer_once(
     assert seen == [1, 2, 1, 2]
     counted = sum(messages[i].usage_metadata["total_tokens"] for i in (1, 3))
     (name,) = usage.usage_metadata
-    assert (name, usage.usage_metadata[name]["total_tokens"]) == (OTHER.name, counted)
+    assert (name, usage.usage_metadata[name]["total_tokens"]) == (OTHER, counted)

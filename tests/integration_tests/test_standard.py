@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI
-from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, RetryRouter, Route
 from langchain_retryrouter.testing import (
@@ -22,7 +21,7 @@ from langchain_retryrouter.testing import (
     Status,
     Step,
 )
-from tests.support.models import chat_openai
+from tests.support.models import chat_openai, gpt_router
 from tests.support.rule_responder import RuleResponder
 
 from .capabilities import GPTRouterSuite
@@ -197,14 +196,10 @@ class _TwoProviders(GPTRouterSuite):
     @property
     def by_gateway(self) -> GPTRouter:
         """The models of the suite, over GPTRouter's gateway."""
-        return GPTRouter(
-            models_priority_list=list(self.models),
-            gpt_router_api_base=self.gateway.url,
-            gpt_router_api_key=SecretStr("any"),
-            profile={"audio_inputs": True},
-            clock=self.clock,
-            failover=False,
-        )
+        names = (model.name for model in self.models)
+        settings: dict[str, Any] = {"clock": self.clock, "failover": False}
+        profile = {"audio_inputs": True}
+        return gpt_router(self.gateway, *names, profile=profile, **settings)
 
     @property
     def by_openai(self) -> ChatOpenAI:
