@@ -34,7 +34,7 @@ from collections.abc import (
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import openai
 
@@ -43,10 +43,7 @@ from langchain_retryrouter._openai.errors import TypedErrors
 from langchain_retryrouter._retry.engine import Attempt
 from langchain_retryrouter._retry.timeouts import on_abort, run_with_timeout
 
-UnixTime: TypeAlias = Callable[[], float]
-
 _AZURE_VARIABLES: Final = ("AZURE_OPENAI_AD_TOKEN", "AZURE_OPENAI_API_KEY")
-_TIMEOUTS: Final = ("connect", "read", "write", "pool")
 # Seconds that the end of a stream's body is waited for, to reuse its connection.
 _DRAIN_TIMEOUT: Final = 0.1
 # Seconds that a thread may wait longer for the headers of a stream than the engine.
@@ -263,13 +260,13 @@ async def _close_with_loop(
 class SDKResource:
     """A resource of an SDK client, such as `client.completions`; settings only."""
 
-    __slots__ = ("__weakref__", "_clients", "_path", "settings")
+    __slots__ = ("__weakref__", "_clients", "_path", "identity", "settings")
 
     def __init__(self, settings: ClientSettings, path: str) -> None:
-        self.settings = settings
-        self._path = path
-        key = _frozen(vars(settings))
-        self._clients = _shared.setdefault(key, _Clients(settings))
+        self.settings, self._path = settings, path
+        frozen = _frozen(vars(settings))
+        self.identity = (frozen, path)
+        self._clients = _shared.setdefault(frozen, _Clients(settings))
 
     def __getattr__(self, name: str) -> Any:
         if name in SDKResource.__slots__ or name.startswith("__"):
@@ -297,11 +294,6 @@ class SDKResource:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.settings, self._path)
 
-    @property
-    def identity(self) -> Hashable:
-        """What equal resources have in common."""
-        return self._clients, self._path
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SDKResource) and self.identity == other.identity
 
@@ -320,7 +312,8 @@ def sdk_timeout(value: Any) -> Any:
     if isinstance(value, list | tuple):
         connect, read = value
         return openai.Timeout(read, connect=connect)
-    return value
+    # It may be one of httpx, where the SDK uses its successor.
+    return openai.Timeout(**value.as_dict()) if hasattr(value, "as_dict") else value
 
 
 class SDKRequest:
@@ -331,25 +324,27 @@ class SDKRequest:
     """
 
     def __init__(
-        self, resource: Any, request: Mapping[str, Any], unix_time: UnixTime
+        self, resource: Any, request: Mapping[str, Any], unix_time: Callable[[], float]
     ) -> None:
         self._resource, self._unix_time = resource, unix_time
         self._request = dict(request)
-        self._is_ours = isinstance(resource, SDKResource)
-        options = resource.settings.options if self._is_ours else {}
-        self._makes_http_client = (
-            self._is_ours and resource.settings.http_client is None
+        # None for a resource of the user's own, which need not be the SDK's.
+        self._settings = (
+            resource.settings if isinstance(resource, SDKResource) else None
         )
+        self._is_ambiguous = False
+        if self._settings is None:
+            return
+        options = self._settings.options
         headers = request.get("extra_headers") or {}
         names = (*headers, *(options.get("default_headers") or {}))
-        if self._is_ours and "idempotency-key" not in map(str.lower, names):
+        if "idempotency-key" not in map(str.lower, names):
             key = f"retryrouter-{os.urandom(16).hex()}"
             self._request["extra_headers"] = {**headers, "Idempotency-Key": key}
-        # Azure's SDK client takes a token from the environment in addition to the key
-        # or token provider that it was given, and sends it. A request's header wins.
+        # Azure's client of openai 2 takes a token from the environment in addition to
+        # the key or token provider that it was given. A request's header wins.
         self._is_ambiguous = (
-            self._is_ours
-            and resource.settings.sdk_class.endswith("AzureOpenAI")
+            self._settings.sdk_class.endswith("AzureOpenAI")
             and "azure_ad_token" not in options
             and any(name in os.environ for name in _AZURE_VARIABLES)
         )
@@ -362,51 +357,47 @@ class SDKRequest:
 
     async def acreate(self, attempt: Attempt) -> Any:
         with self._typed_errors(attempt) as errors:
-            token = self._token()
-            token = await token if inspect.isawaitable(token) else token
-            prepared = self._prepared(attempt, token)
+            prepared = self._prepared(attempt, await self._atoken())
             return self._read(await self._raw().create(**prepared), errors)
 
     def open_stream(self, attempt: Attempt) -> SDKStream:
         """The stream, when its headers have come."""
         with self._typed_errors(attempt) as errors:
             prepared = self._prepared(attempt, self._token())
-            if attempt.timeout is not None and self._makes_http_client:
+            is_own = self._settings is not None and self._settings.http_client is None
+            if attempt.timeout is not None and is_own:
                 # A thread that waits for headers must not outlive the attempt for long.
                 limits = prepared["timeout"].as_dict()
                 _stream_limits.set(limits)
-                due = attempt.timeout + _GRACE
-                read = min(limits["read"] or due, due)
+                due, read = attempt.timeout + _GRACE, limits["read"]
+                read = due if read is None else min(read, due)
                 prepared["timeout"] = openai.Timeout(**{**limits, "read": read})
             stream = self._resource.create(**prepared)
-            response: Any = getattr(stream, "response", None)
-            errors.response = response
-            if _is_document(response):
-                response.read()
-                protocol.check_document(response)
+            errors.response = getattr(stream, "response", None)
+            if _is_document(errors.response):
+                errors.response.read()
+                protocol.check_document(errors.response)
         opened = SDKStream(stream, self._request, errors)
         on_abort(opened.abort)
         return opened
 
     async def aopen_stream(self, attempt: Attempt) -> AsyncSDKStream:
         with self._typed_errors(attempt) as errors:
-            token = self._token()
-            token = await token if inspect.isawaitable(token) else token
-            prepared = self._prepared(attempt, token)
+            prepared = self._prepared(attempt, await self._atoken())
             stream = await self._resource.create(**prepared)
-            response: Any = getattr(stream, "response", None)
-            errors.response = response
-            if _is_document(response):
-                await response.aread()
-                protocol.check_document(response)
+            errors.response = getattr(stream, "response", None)
+            if _is_document(errors.response):
+                await errors.response.aread()
+                protocol.check_document(errors.response)
         return AsyncSDKStream(stream, self._request, errors)
 
     def _typed_errors(self, attempt: Attempt) -> TypedErrors:
-        return TypedErrors(self._resource, self._unix_time, attempt.read_headers)
+        secrets = set() if self._settings is None else self._settings.secrets
+        return TypedErrors(secrets, self._unix_time, attempt.read_headers)
 
     def _raw(self) -> Any:
         """A resource of ours as one whose `create` gives the raw response."""
-        if not self._is_ours:
+        if self._settings is None:
             return self._resource
         own = self._resource.sdk_resource()
         # Made anew: the SDK's keeps its first `create`; instrumentation may wrap it.
@@ -414,47 +405,48 @@ class SDKRequest:
 
     def _read(self, answer: Any, errors: TypedErrors) -> Any:
         # Instrumentation may hand over the SDK's parsed object.
-        if self._is_ours and hasattr(answer, "http_response"):
+        if self._settings is not None and hasattr(answer, "http_response"):
             errors.response = answer.http_response
             answer = protocol.read_response(answer.http_response)
         return protocol.checked_answer(answer, self._request)
 
     def _token(self) -> Any:
         """The Azure token of a provider, or an awaitable for it."""
-        if not self._is_ambiguous:
+        if self._settings is None or not self._is_ambiguous:
             return None
-        provider = self._resource.settings.options.get("azure_ad_token_provider")
+        provider = self._settings.options.get("azure_ad_token_provider")
         return None if provider is None else provider()
+
+    async def _atoken(self) -> Any:
+        token = self._token()
+        return await token if inspect.isawaitable(token) else token
 
     def _prepared(self, attempt: Attempt, token: Any) -> dict[str, Any]:
         """The keyword arguments of `create` for this attempt."""
         prepared = dict(self._request)
-        has_timeout = "timeout" in prepared
-        if has_timeout:
-            prepared["timeout"] = sdk_timeout(prepared["timeout"])
         # A user's own client keeps its own limits: the engine enforces the attempt's.
-        if attempt.timeout is not None and (self._is_ours or has_timeout):
-            if not has_timeout:
-                prepared["timeout"] = self._resource.sdk_client().timeout
-            own = prepared["timeout"]
-            parts = dict.fromkeys(_TIMEOUTS, own)
-            if hasattr(own, "as_dict"):
-                parts = own.as_dict()
-            for name, limit in parts.items():
+        if attempt.timeout is not None and self._settings is not None:
+            prepared.setdefault("timeout", self._resource.sdk_client().timeout)
+        if "timeout" in prepared:
+            prepared["timeout"] = sdk_timeout(prepared["timeout"])
+        if attempt.timeout is not None and "timeout" in prepared:
+            limits = openai.Timeout(prepared["timeout"]).as_dict()
+            most = attempt.timeout
+            for name, limit in limits.items():
                 # A stream's is for the first token, a read timeout for each event.
-                if name == "read" and prepared.get("stream"):
-                    continue
-                timeout = attempt.timeout
-                parts[name] = timeout if limit is None else min(limit, timeout)
-            prepared["timeout"] = openai.Timeout(**parts)
+                if not (name == "read" and prepared.get("stream")):
+                    limits[name] = most if limit is None else min(limit, most)
+            prepared["timeout"] = openai.Timeout(**limits)
         headers: dict[str, Any] = {}
-        if attempt.number > 1 and self._is_ours:
+        if self._settings is None:
+            return prepared
+        if attempt.number > 1:
             # The SDK would count its own retries, which are off.
             headers["x-stainless-retry-count"] = str(attempt.number - 1)
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         elif self._is_ambiguous:
-            key = self._resource.settings.options["api_key"]
+            key = self._settings.options["api_key"]
             headers |= {"Authorization": openai.Omit(), "api-key": key}
         if headers:
             own_headers = prepared.get("extra_headers") or {}

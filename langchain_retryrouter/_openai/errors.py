@@ -90,12 +90,11 @@ class TypedErrors:
 
     def __init__(
         self,
-        resource: Any,
+        secrets: set[str],
         unix_time: Callable[[], float],
-        read_headers: Callable[[Any], object] | None = None,
+        read_headers: Callable[[Any], object] | None,
     ) -> None:
-        self._resource = resource
-        self._unix_time = unix_time
+        self._secrets, self._unix_time = secrets, unix_time
         self._read_headers = read_headers
         self.response: Any = None
 
@@ -118,12 +117,9 @@ class TypedErrors:
             )
             raise errors.UnsupportedOptionError(msg) from error
         typed = self._typed(error)
-        secrets: set[str] = getattr(
-            getattr(self._resource, "settings", None), "secrets", set()
-        )
-        mask(secrets, error)
+        mask(self._secrets, error)
         if typed is not None and typed is not error:
-            mask(secrets, typed)
+            mask(self._secrets, typed)
             raise typed from error
 
     def _typed(self, error: Exception) -> RetryRouterError | None:
