@@ -116,36 +116,7 @@ def _new_client(settings: ClientSettings) -> tuple[Any, Any]:
     """An SDK client that does not retry, and its HTTP client if we made it."""
     if settings.missing:
         raise ValueError(settings.missing)
-    own: Any = None
-    is_async = settings.is_async
-    if settings.http_client is None:
-
-        def on_response(response: Any) -> None:
-            # JSON is UTF-8 (RFC 8259); a server may name a charset that decodes none.
-            response.encoding = "utf-8"
-            on_abort(functools.partial(_shut_down, response))
-            response.request.extensions["timeout"].update(_stream_limits.get())
-
-        async def aon_response(response: Any) -> None:
-            response.encoding = "utf-8"
-
-        options: dict[str, Any] = {
-            "verify": _ssl_context(*map(os.environ.get, _CERTIFICATES)),
-            # A redirect would send the API key to another host.
-            "follow_redirects": False,
-            "event_hooks": {"response": [aon_response if is_async else on_response]},
-        }
-        if settings.proxy is not None:
-            options["proxy"] = settings.proxy
-        proxies = (settings.proxy or "", *urllib.request.getproxies().values())
-        # aiohttp's pool stays fast with many calls waiting, but speaks no SOCKS.
-        if is_async and not any(proxy.startswith("socks") for proxy in proxies):
-            # openai 2 needs `httpx-aiohttp` for it, its extra `aiohttp`.
-            with contextlib.suppress(RuntimeError):
-                own = openai.DefaultAioHttpClient(**options)
-        elif not is_async:
-            own = openai.DefaultHttpxClient(**options)
-        own = own or openai.DefaultAsyncHttpxClient(**options)
+    own = None if settings.http_client is not None else _new_http_client(settings)
     client = getattr(openai, settings.sdk_class)(
         **settings.options, http_client=own or settings.http_client, max_retries=0
     )
@@ -155,7 +126,35 @@ def _new_client(settings: ClientSettings) -> tuple[Any, Any]:
     return client, own
 
 
-_CERTIFICATES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+def _new_http_client(settings: ClientSettings) -> Any:
+    def on_response(response: Any) -> None:
+        # JSON is UTF-8 (RFC 8259); a server may name a charset that decodes no text.
+        response.encoding = "utf-8"
+        on_abort(functools.partial(_shut_down, response))
+        response.request.extensions["timeout"].update(_stream_limits.get())
+
+    async def aon_response(response: Any) -> None:
+        response.encoding = "utf-8"
+
+    is_async = settings.is_async
+    options: dict[str, Any] = {
+        "verify": _ssl_context(
+            os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+        ),
+        "proxy": settings.proxy,
+        # A redirect would send the API key to another host.
+        "follow_redirects": False,
+        "event_hooks": {"response": [aon_response if is_async else on_response]},
+    }
+    if not is_async:
+        return openai.DefaultHttpxClient(**options)
+    proxies = (settings.proxy or "", *urllib.request.getproxies().values())
+    # aiohttp's pool stays fast with many calls waiting, but speaks no SOCKS.
+    if not any(proxy.startswith("socks") for proxy in proxies):
+        # openai 2 needs `httpx-aiohttp` for it, its extra `aiohttp`.
+        with contextlib.suppress(RuntimeError):
+            return openai.DefaultAioHttpClient(**options)
+    return openai.DefaultAsyncHttpxClient(**options)
 
 
 @functools.lru_cache(maxsize=4)
@@ -484,6 +483,11 @@ class _Stream:
         self._errors = errors
         errors.response = self._response
 
+    def _can_drain(self) -> bool:
+        """Whether the rest of the body is worth reading, for the connection."""
+        is_open = self._response is not None and not self._response.is_closed
+        return is_open and self._reader.is_whole
+
 
 class SDKStream(_Stream):
     """The events of one attempt's stream; errors are those of `_openai.errors`."""
@@ -499,16 +503,14 @@ class SDKStream(_Stream):
 
     def close(self) -> None:
         """Release the connection: for another request, if the answer is whole."""
-        if self._response is None or self._response.is_closed:
-            self.abort()
-            return
         try:
-            if self._reader.is_whole:
+            if self._can_drain():
                 with contextlib.suppress(Exception):
                     run_with_timeout(_DRAIN_TIMEOUT, lambda: list(self._parts))
         finally:
             self.abort()
-            self._response.close()
+            if self._response is not None:
+                self._response.close()
 
     def abort(self) -> None:
         """Unblock, from another thread, a read under way; it then raises."""
@@ -552,7 +554,7 @@ class AsyncSDKStream(_Stream):
                 await closing
             return
         try:
-            if self._reader.is_whole and not self._response.is_closed:
+            if self._can_drain():
                 with contextlib.suppress(Exception):
                     async with asyncio.timeout(_DRAIN_TIMEOUT):
                         async for _ in self._parts:

@@ -28,7 +28,7 @@ ATTEMPT_LOG: Final = "retryrouter"
 
 _EXCERPT: Final = 80
 _EVENT_FIELDS: Final = ("data:", "event:", "id:", "retry:", ":")
-_kind_of = functools.lru_cache(maxsize=64)(kind_of)
+_FAILED: Final = (FailureKind.INTERRUPTED, FailureKind.MALFORMED)
 _LARGEST_COUNT: Final = 2**63 - 1
 # Fields that the SDK's objects always have, and answers often leave out.
 _OPTIONAL_FIELDS: Final = {
@@ -144,20 +144,14 @@ def checked_answer(answer: Any, request: Mapping[str, Any]) -> Any:
     if not isinstance(document, dict | list | str | int | float | None):
         return answer  # A raw response, or the user's own class.
     choices, expected = _choices_of(document), expected_choices(request)
-    is_whole = len(choices) == expected and all(
-        _is_choice(choice, "text", "message") for choice in choices
-    )
-    is_error = any(get(one, "error") for one in (document, *choices))
-    if not is_whole or is_error or get(document, "object") == "error":
-        _raise_reported(document)
-        if not isinstance(document, dict):
-            what = f"an answer that is not a JSON object: {_excerpt(document)}"
-            _raise_malformed(what)
-        if len(choices) != expected:
-            found = len(choices) if isinstance(document.get("choices"), list) else "no"
-            _raise_malformed(f"an answer with {found} choices, {expected} expected")
+    _raise_reported(document)
+    if not isinstance(document, dict):
+        _raise_malformed(f"an answer that is not a JSON object: {_excerpt(document)}")
+    if len(choices) != expected:
+        found = len(choices) if isinstance(document.get("choices"), list) else "no"
+        _raise_malformed(f"an answer with {found} choices, {expected} expected")
+    if not all(_is_choice(choice, "text", "message") for choice in choices):
         _raise_malformed(f"a choice without a text: {_excerpt(choices)}")
-    _raise_failed(choices)
     return answer
 
 
@@ -187,25 +181,14 @@ def _excerpt(text: Any) -> str:
 
 
 def _raise_reported(document: Any, event: str = "message") -> None:
-    """Raise the error that an answer or event reports, if it reports one."""
+    """Raise the error that an answer or event reports, or ends with, if it does."""
     if (report := read_event(document, event)) is not None:
         raise report.to_error(OPENAI_ERRORS)
-    _raise_failed(_choices_of(document))
-
-
-def _raise_failed(choices: list[Any]) -> None:
-    """Raise what the finish reason of a choice says against it, if it does."""
-    for choice in choices:
-        reason = get(choice, "finish_reason")
-        if _has_failed(reason):
+    for choice in _choices_of(document):
+        reason = get(choice, "finish_reason")  # Such as OpenRouter's `error`.
+        if isinstance(reason, str) and kind_of(reason) in _FAILED:
             message = f"the provider ended the answer with finish_reason {reason!r}"
             raise OPENAI_ERRORS[FailureKind.SERVER_ERROR](message)
-
-
-def _has_failed(reason: Any) -> bool:
-    """Whether a finish reason, such as OpenRouter's `error`, is no end of an answer."""
-    kind = _kind_of(reason) if isinstance(reason, str) else None
-    return kind in {FailureKind.INTERRUPTED, FailureKind.MALFORMED}
 
 
 def _is_choice(choice: Any, *names: str) -> bool:
@@ -351,7 +334,7 @@ class StreamReader:
             if not _is_choice(choice, "text", "delta", "message", "index"):
                 _raise_malformed(f"an unexpected event: {_excerpt(document)}")
             reason = choice.get("finish_reason")
-            if choice.get("error") or (reason and _has_failed(reason)):
+            if reason or choice.get("error"):
                 _raise_reported(document)
             is_news = not (self._saw_token and _is_repeated(choice))
             said = _text_of(choice) if is_news else ""
@@ -404,12 +387,10 @@ class ChunkTranslator:
             info["finish_reason"] = None if self._finish_reason else reason
             self._finish_reason = self._finish_reason or reason
             logprobs = plain(choice.get("logprobs"))
-            info["logprobs"] = None
-            if isinstance(logprobs, dict):
-                joinable = [
-                    n for n, v in logprobs.items() if isinstance(v, list | None)
-                ]
-                info["logprobs"] = {name: logprobs[name] for name in joinable}
+            if isinstance(logprobs, dict):  # Without what LangChain cannot join.
+                items = logprobs.items()
+                logprobs = {n: v for n, v in items if isinstance(v, list | None)}
+            info["logprobs"] = logprobs if isinstance(logprobs, dict) else None
         # LangChain adds usage up, and some servers repeat the sum in every chunk.
         if (self._finish_reason or not choices) and not self._is_counted:
             usage = plain(get(document, "usage"))
@@ -460,7 +441,7 @@ class NonText:
         """Take note of a choice, and of its message or delta."""
         self.has_text = self.has_text or bool(_text_of(choice))
         reason = choice.get("finish_reason")
-        if reason and _kind_of(reason) is FailureKind.CONTENT_FILTER:
+        if reason and kind_of(reason) is FailureKind.CONTENT_FILTER:
             self.is_filtered = True
         if (message := _message_of(choice)) is None:
             return
@@ -476,7 +457,7 @@ class NonText:
             self.called = self.called or get(function, "name") or ""
 
     @staticmethod
-    def check(content: list[NonText], attempts: int | None = None) -> None:
+    def check(content: list[NonText], attempts: int = 1) -> None:
         """Raise an error for a refusal, a tool call, or a whole answer filtered out."""
         kind, message = FailureKind.CONTENT_FILTER, ""
         refusal = next((one.refusal for one in content if one.refusal), "")
@@ -493,7 +474,7 @@ class NonText:
             message = "a content filter removed the whole answer"
         if message:
             error = OPENAI_ERRORS[kind](message)
-            error.attempts = error.attempts if attempts is None else attempts
+            error.attempts = attempts
             raise error
 
 
