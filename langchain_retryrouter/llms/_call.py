@@ -63,8 +63,9 @@ class Call:
         self._is_logged = False
         # A chunk with the usage follows the end of such a stream.
         asked = request.get("stream_options")
-        is_asked = isinstance(asked, Mapping) and asked.get("include_usage")
-        self._is_counted_late = is_asked
+        self._is_counted_late = isinstance(asked, Mapping) and asked.get(
+            "include_usage"
+        )
         self._end: Any = None  # The chunk of the end, until its usage is known.
 
     def send(self, attempt: engine.Attempt) -> Any:
@@ -94,8 +95,11 @@ class Call:
         """The chunk of the end, with the attempt log, if it is held back."""
         end, self._end = self._end, None
         if end is not None:
-            log = self._call_state.attempt_log()
-            yield protocol.attach_attempt_log(end, log)
+            yield self.logged(end)
+
+    def logged(self, thing: Any) -> Any:
+        """An answer, or a chunk, with the attempt log."""
+        return protocol.attach_attempt_log(thing, self._call_state.attempt_log())
 
 
 def _size_of(request: Mapping[str, Any]) -> Size:

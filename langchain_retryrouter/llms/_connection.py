@@ -24,9 +24,7 @@ from langchain_retryrouter._http import ClosedByWith
 from langchain_retryrouter._openai import client as sdk
 from langchain_retryrouter._prices import load_list
 from langchain_retryrouter._retry.clock import Clock
-from langchain_retryrouter._secrets import (
-    shown,
-)
+from langchain_retryrouter._secrets import shown
 from langchain_retryrouter._shared import name_hash
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy, resolve_policy

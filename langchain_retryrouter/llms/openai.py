@@ -30,21 +30,14 @@ from langchain_core.messages import convert_to_openai_messages
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import Field, PrivateAttr, SecretStr, field_validator
 
-from langchain_retryrouter._callbacks import (
-    AsyncNotifier,
-    Notifier,
-)
+from langchain_retryrouter._callbacks import AsyncNotifier, Notifier
 from langchain_retryrouter._openai import protocol
-from langchain_retryrouter._openai.protocol import update_token_usage
+from langchain_retryrouter._openai.protocol import ATTEMPT_LOG, update_token_usage
 from langchain_retryrouter._prices import write_costs
 from langchain_retryrouter._retry import engine, streaming
 from langchain_retryrouter._retry.timeouts import agather_bounded, gather_bounded
-from langchain_retryrouter._secrets import (
-    refuse_bool,
-)
-from langchain_retryrouter.errors import (
-    InvalidRequestError,
-)
+from langchain_retryrouter._secrets import refuse_bool
+from langchain_retryrouter.errors import InvalidRequestError
 from langchain_retryrouter.failures import FailureKind
 from langchain_retryrouter.llms._call import Call, chunk_info
 from langchain_retryrouter.llms._connection import (
@@ -107,8 +100,7 @@ def completion_with_retry(
     if kwargs.get("stream"):
         return _stream_with_retry(llm, run_manager, kwargs)
     one = Call(llm, llm.client, kwargs, run_manager)
-    answer = engine.call(one.context, one.send, Notifier(run_manager))
-    return protocol.attach_attempt_log(answer, one.context.call_state.attempt_log())
+    return one.logged(engine.call(one.context, one.send, Notifier(run_manager)))
 
 
 async def acompletion_with_retry(
@@ -120,8 +112,8 @@ async def acompletion_with_retry(
     if kwargs.get("stream"):
         return _astream_with_retry(llm, run_manager, kwargs)
     one = Call(llm, llm.async_client, kwargs, run_manager)
-    answer = await engine.acall(one.context, one.asend, AsyncNotifier(run_manager))
-    return protocol.attach_attempt_log(answer, one.context.call_state.attempt_log())
+    notify = AsyncNotifier(run_manager)
+    return one.logged(await engine.acall(one.context, one.asend, notify))
 
 
 def _stream_with_retry(
@@ -177,20 +169,18 @@ class OpenAILLM(OpenAIConnection):
 
     # Requests.
 
-    # The fields that are sent: unless they are None, and unless they are 1.
+    # The fields that are sent unless they are None, and the one unless it is 1.
     _sent: ClassVar[tuple[str, ...]]
-    _sent_above_one: ClassVar[tuple[str, ...]]
+    _sent_above_one: ClassVar[str]
 
     @property
     def _default_params(self) -> dict[str, Any]:
         """The parameters of every request."""
-        fields = {name: getattr(self, name) for name in self._sent}
-        counts = {name: getattr(self, name) for name in self._sent_above_one}
-        return {
-            **{name: value for name, value in fields.items() if value is not None},
-            **{name: count for name, count in counts.items() if count > 1},
-            **self.model_kwargs,
-        }
+        sent = {name: getattr(self, name) for name in self._sent}
+        params = {name: value for name, value in sent.items() if value is not None}
+        if (count := getattr(self, self._sent_above_one)) > 1:
+            params[self._sent_above_one] = count
+        return {**params, **self.model_kwargs}
 
     @property
     def _invocation_params(self) -> dict[str, Any]:
@@ -211,8 +201,7 @@ class OpenAILLM(OpenAIConnection):
     def _params(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters of a call; an option of None takes the model's own out."""
         params = {**self._invocation_params, **options}
-        unset = {name for name in options if options[name] is None}
-        return {name: value for name, value in params.items() if name not in unset}
+        return {n: v for n, v in params.items() if n not in options or v is not None}
 
     def _requests(
         self, prompts: list[str], stop: list[str] | None, options: Mapping[str, Any]
@@ -329,8 +318,9 @@ class OpenAILLM(OpenAIConnection):
         request = self._stream_request(prompt, stop, kwargs)
         reader = protocol.ChunkTranslator()
         chunks = completion_with_retry(self, run_manager, **request)
-        is_generator = hasattr(chunks, "close")
-        with contextlib.closing(chunks) if is_generator else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if hasattr(chunks, "close"):
+                stack.callback(chunks.close)
             for raw in chunks:
                 chunk = reader.read(raw)
                 if run_manager:
@@ -372,20 +362,18 @@ class OpenAILLM(OpenAIConnection):
         prompts: list[str],
         options: Mapping[str, Any],
     ) -> LLMResult:
-        usages = (answer.usage for answer in answers)
         fingerprints = (answer.system_fingerprint for answer in answers)
         result = self.create_llm_result(
             [choice for answer in answers for choice in answer.choices],
             prompts,
             {"n": self.n, **options},
-            functools.reduce(protocol.add_usage, usages, {}),
+            functools.reduce(protocol.add_usage, (one.usage for one in answers), {}),
             system_fingerprint=next(filter(None, fingerprints), None),
         )
         logs = (answer.attempt_log.get("attempts", ()) for answer in answers)
         attempts = {"attempts": [attempt for log in logs for attempt in log]}
         write_costs(attempts)
-        output = result.llm_output or {}
-        result.llm_output = {**output, protocol.ATTEMPT_LOG: attempts}
+        result.llm_output = {**(result.llm_output or {}), ATTEMPT_LOG: attempts}
         return result
 
     def create_llm_result(
@@ -433,7 +421,7 @@ class BaseOpenAI(OpenAILLM):
         *("temperature", "top_p", *_PENALTIES, "n", "max_tokens", "logit_bias"),
         *("seed", "logprobs", "extra_body"),
     )
-    _sent_above_one: ClassVar = ("best_of",)  # Azure's gpt-35-turbo does not know it.
+    _sent_above_one: ClassVar = "best_of"  # Azure's gpt-35-turbo does not know it.
 
     # Not `lc_secrets` itself: LangChain asks each base class for it; the last wins.
     _secrets: ClassVar[dict[str, str]] = {"openai_api_key": "OPENAI_API_KEY"}
@@ -773,7 +761,7 @@ class OpenAIChat(OpenAILLM):
         *("temperature", "max_tokens", "top_p", *_PENALTIES, "logit_bias", "seed"),
         *("logprobs", "top_logprobs", "extra_body"),
     )
-    _sent_above_one: ClassVar = ("n",)
+    _sent_above_one: ClassVar = "n"
     _reads_list: bool = PrivateAttr(default=False)
     _resource_path: ClassVar[str] = "chat.completions"
 

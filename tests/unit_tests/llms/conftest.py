@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
@@ -75,11 +75,8 @@ def outcomes(attempt_log: Any) -> list[str]:
     return [line["outcome"] for line in attempt_log["attempts"]]
 
 
-class NewLLM(Protocol):
-    """Makes a model of the test's gateway, with these fields besides."""
-
-    def __call__(self, cls: Any = OpenAI, **fields: Any) -> Any:
-        """The model."""
+NewLLM = Callable[..., Any]
+"""Makes a model of a class and the test's gateway, with these fields besides."""
 
 
 def collect_garbage() -> None:

@@ -317,33 +317,26 @@ async def test_a_closed_model_can_be_used_again(env: Env) -> None:
         await env.gateway.await_for(lambda g: g.open_connections == 0)
 
 
-async def test_a_client_of_the_user_stays_open(env: Env) -> None:
-    """The user's own HTTP client is used, and closed by nobody else."""
-    headers = {"x-mine": "yes"}
-    with openai.DefaultHttpxClient(headers=headers) as client:
-        async with openai.DefaultAsyncHttpxClient(headers=headers) as async_client:
-            llm = env.new(http_client=client, http_async_client=async_client)
+@pytest.mark.parametrize("part", ["http", "sdk"])
+async def test_a_client_of_the_user_stays_open(env: Env, part: str) -> None:
+    """The user's own HTTP or SDK client is used, and closed by nobody else."""
+    mine: Any = {"headers": {"x-mine": "yes"}}
+    sdk: Any = {"api_key": KEY, "base_url": env.gateway.openai_url, "max_retries": 0}
+    async with openai.DefaultAsyncHttpxClient(**mine) as async_http:
+        with openai.DefaultHttpxClient(**mine) as http:
+            fields: Any = {"http_client": http, "http_async_client": async_http}
+            if part == "sdk":
+                client = openai.OpenAI(**sdk, http_client=http)
+                async_client = openai.AsyncOpenAI(**sdk, http_client=async_http)
+                fields = {"client": client, "async_client": async_client}
+                fields = {name: one.completions for name, one in fields.items()}
+            llm = env.new(**fields)
+            env.gateway.script(Status(503))
             assert await in_loop(env, llm, "invoke", "hi") == STUB_TEXT
             assert await in_loop(env, env.new(), "invoke", "hi") == STUB_TEXT
             sent = [r.headers.get("x-mine") for r in env.gateway.requests]
-            assert sent == ["yes", None]
+            assert sent == ["yes", "yes", None]
             await in_loop(env, llm, "close")
             del llm
             collect_garbage()
-            assert (client.is_closed, async_client.is_closed) == (False, False)
-
-
-async def test_an_sdk_client_of_the_user_stays_open(env: Env) -> None:
-    """A resource of the user's own SDK client is used as it is, and not closed."""
-    settings: Any = {"api_key": KEY, "base_url": env.gateway.openai_url}
-    env.gateway.script(Status(503))
-    async with openai.AsyncOpenAI(**settings, max_retries=0) as async_client:
-        with openai.OpenAI(**settings, max_retries=0) as client:
-            own: Any = {"client": client, "async_client": async_client}
-            own = {name: one.completions for name, one in own.items()}
-            llm = OpenAI(**own, clock=env.clock)
-            assert await in_loop(env, llm, "invoke", "hi") == STUB_TEXT
-            await in_loop(env, llm, "close")
-            assert not client.is_closed()
-            assert not async_client.is_closed()
-    assert len(env.gateway.requests) == 2
+            assert (http.is_closed, async_http.is_closed) == (False, False)
