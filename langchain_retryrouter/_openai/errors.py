@@ -16,12 +16,8 @@ import openai
 
 from langchain_retryrouter import errors
 from langchain_retryrouter._providers import errors as reports
-from langchain_retryrouter._secrets import (
-    mask,
-)
-from langchain_retryrouter.errors import (
-    RetryRouterError,
-)
+from langchain_retryrouter._secrets import mask
+from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.failures import FailureKind
 
 

@@ -106,7 +106,9 @@ def new_llm(gateway: FaultyGateway, clock: FakeClock) -> NewLLM:
             }
         else:
             settings["base_url"] = gateway.openai_url
-        return cls(**{**settings, **fields})
+        unset = {name for name in settings if fields.get(name, 1) is None}
+        given = {**settings, **fields}
+        return cls(**{n: v for n, v in given.items() if n not in unset})
 
     return new_llm
 

@@ -5,12 +5,7 @@ from typing import Any
 import pytest
 
 from langchain_retryrouter import AzureOpenAI, OpenAI, OpenAIChat
-from langchain_retryrouter.testing import (
-    STUB_TEXT,
-    Answer,
-    SplitCharacter,
-    Usage,
-)
+from langchain_retryrouter.testing import STUB_TEXT, Answer, SplitCharacter, Usage
 
 from .conftest import Env, Recorder, choice, events, outcomes, whole
 

@@ -1,6 +1,7 @@
 """Azure: addresses, deployments, versions and identities."""
 
 import asyncio
+import functools
 import warnings
 from typing import Any
 
@@ -10,27 +11,16 @@ from pydantic import ValidationError
 from langchain_retryrouter import AzureOpenAI
 from langchain_retryrouter.testing import STUB_TEXT, FaultyGateway
 
-from .conftest import KEY, Env
+from .conftest import KEY, Env, NewLLM
 
 PATH = "/openai/deployments/my-deployment/completions"
 BEARER = ("authorization", "Bearer t")
 
 
 @pytest.fixture
-def new_azure(gateway: FaultyGateway) -> Any:
-    """Makes an `AzureOpenAI` of nothing but these fields, its address and version."""
-
-    def new_azure(**fields: Any) -> AzureOpenAI:
-        settings = {
-            "azure_endpoint": gateway.url,
-            "azure_deployment": "my-deployment",
-            "api_version": "2024-10-21",
-        }
-        given = {**settings, **fields}
-        named = {name: value for name, value in given.items() if value is not None}
-        return AzureOpenAI(**named)
-
-    return new_azure
+def new_azure(new_llm: NewLLM) -> NewLLM:
+    """Makes models as `new_llm`, of `AzureOpenAI` and without a key."""
+    return functools.partial(new_llm, AzureOpenAI, api_key=None)
 
 
 def test_a_deployment_is_asked(env: Env) -> None:
@@ -45,7 +35,7 @@ def test_a_deployment_is_asked(env: Env) -> None:
 
 
 def test_without_a_deployment_the_models_name_is_taken(
-    twin: Any, new_azure: Any, gateway: FaultyGateway
+    twin: Any, new_azure: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A deployment is mostly named as its model: that is better than none."""
     llm = new_azure(azure_deployment=None, model="my-deployment", api_key=KEY)
@@ -73,7 +63,7 @@ def test_the_environment_says_it_all(
 
 
 def test_a_provider_is_asked_before_each_request(
-    twin: Any, new_azure: Any, gateway: FaultyGateway
+    twin: Any, new_azure: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A function for tokens is called for each request, by async calls as well."""
     tokens = iter(["first", "second"])
@@ -85,7 +75,7 @@ def test_a_provider_is_asked_before_each_request(
 
 
 async def test_an_async_provider_is_for_async_calls(
-    new_azure: Any, gateway: FaultyGateway
+    new_azure: NewLLM, gateway: FaultyGateway
 ) -> None:
     """An async provider is for async calls; alone, it leaves sync calls without one."""
 
@@ -124,7 +114,7 @@ async def test_an_async_provider_is_for_async_calls(
 )
 def test_one_identity_is_sent(
     twin: Any,
-    new_azure: Any,
+    new_azure: NewLLM,
     gateway: FaultyGateway,
     monkeypatch: pytest.MonkeyPatch,
     fields: dict[str, Any],
@@ -158,7 +148,7 @@ def test_one_identity_is_sent(
     ids=["credentials", "address", "version", "two-addresses", "two-identities"],
 )
 def test_what_is_missing_is_said_at_once(
-    new_azure: Any, fields: dict[str, Any], message: str
+    new_azure: NewLLM, fields: dict[str, Any], message: str
 ) -> None:
     """Construction names what is missing, or given twice, and what to do."""
     with pytest.raises(ValidationError, match=message):
@@ -177,7 +167,11 @@ def test_what_is_missing_is_said_at_once(
     ],
 )
 def test_an_openai_address_is_made_one_of_azure(
-    twin: Any, new_azure: Any, gateway: FaultyGateway, base: str, deployment: str | None
+    twin: Any,
+    new_azure: NewLLM,
+    gateway: FaultyGateway,
+    base: str,
+    deployment: str | None,
 ) -> None:
     """`base_url` of old code is completed with a warning, unless it is switched off."""
     url = base.format(url=gateway.url)
@@ -190,14 +184,14 @@ def test_an_openai_address_is_made_one_of_azure(
     assert len(caught) == (url != complete)
     for warning in caught:
         assert str(warning.message).startswith("openai_api_base")
-        assert warning.filename == __file__
+        assert warning.filename.endswith("conftest.py")
     assert twin.invoke(llm, "hi") == STUB_TEXT
     assert gateway.requests[0].path == PATH
     same = new_azure(**fields, base_url=url, validate_base_url=False)
     assert same.openai_api_base == url
 
 
-def test_a_host_says_nothing_of_the_path(new_azure: Any) -> None:
+def test_a_host_says_nothing_of_the_path(new_azure: NewLLM) -> None:
     """Resources are often called "openai-...", or as their deployment."""
     base = "https://openai-my-deployment.openai.azure.com"
     with pytest.warns(UserWarning, match="openai_api_base"):

@@ -20,15 +20,7 @@ from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter.testing import STUB_TEXT, Answer, Body, Raw
 from tests.unit_tests.conftest import Twin
 
-from .conftest import (
-    JSON,
-    Env,
-    choice,
-    outcomes,
-    own_clients,
-    streamed,
-    whole,
-)
+from .conftest import JSON, Env, choice, outcomes, own_clients, streamed, whole
 
 
 def test_half_a_surrogate_is_the_callers_error(every: Env, method: str) -> None:
