@@ -174,11 +174,14 @@ def test_an_open_breaker_sends_nothing(every: Env) -> None:
 def test_each_attempt_takes_a_turn(every: Env, method: str) -> None:
     """The limiter is asked once before each request, retries included."""
     sent: list[int] = []
+
+    def take(**_: bool) -> bool:
+        sent.append(len(every.gateway.requests))
+        return True
+
     limiter = Mock(spec=BaseRateLimiter)
     name = "aacquire" if every.is_async else "acquire"
-    getattr(limiter, name).side_effect = lambda **_: (
-        sent.append(len(every.gateway.requests)) is None
-    )
+    getattr(limiter, name).side_effect = take
     every.gateway.script(Status(503), Reset())
     llm = every.new(rate_limiter=limiter, batch_size=2)
     getattr(every, method)(llm, "hi")
