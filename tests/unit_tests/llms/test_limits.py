@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trustme
 
-from langchain_retryrouter import OpenAI, RetryPolicy, errors
+from langchain_retryrouter import OpenAI, OpenAIChat, RetryPolicy, errors
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Drip,
@@ -53,25 +53,19 @@ def ends_in_time(call: Callable[[], object]) -> None:
     assert SHORT <= time.monotonic() - began < 10
 
 
-def test_an_answer_that_drips_ends_at_the_deadline(
+@pytest.mark.parametrize("cls", [OpenAI, OpenAIChat])
+@pytest.mark.parametrize("fault", [Drip(seconds=0.005), Silence()], ids=str)
+def test_a_server_that_does_not_answer_in_time_is_left(
     twin: Any,
-    any_model: Any,
     new_hasty_llm: NewLLM,
     gateway: FaultyGateway,
+    cls: Any,
+    fault: Any,
     method: str,
 ) -> None:
-    """An answer is limited as a whole, not byte by byte; its connection is closed."""
-    gateway.always(Drip(seconds=0.01))
-    ends_in_time(lambda: getattr(twin, method)(new_hasty_llm(any_model), "hi"))
-    gateway.wait_for(lambda g: g.open_connections == 0)
-
-
-def test_a_silent_server_is_left(
-    twin: Any, new_hasty_llm: NewLLM, gateway: FaultyGateway, method: str
-) -> None:
-    """Nothing waits for headers beyond the deadline, whatever the model's `timeout`."""
-    gateway.always(Silence())
-    ends_in_time(lambda: getattr(twin, method)(new_hasty_llm(timeout=60), "hi"))
+    """An answer has one limit, and not one for each byte; then nothing reads on."""
+    gateway.always(fault)
+    ends_in_time(lambda: getattr(twin, method)(new_hasty_llm(cls, timeout=60), "hi"))
     gateway.wait_for(lambda g: g.open_connections == 0)
 
 
