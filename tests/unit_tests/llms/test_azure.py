@@ -23,24 +23,20 @@ def new_azure(new_llm: NewLLM) -> NewLLM:
     return functools.partial(new_llm, AzureOpenAI, api_key=None)
 
 
-def test_a_deployment_is_asked(env: Env) -> None:
-    """Endpoint, deployment and version make the address; the key goes as `api-key`."""
-    assert env.invoke(env.new(AzureOpenAI), "hi") == STUB_TEXT
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"azure_deployment": None, "model": "my-deployment"}],
+    ids=["deployment", "model"],
+)
+def test_a_deployment_is_asked(env: Env, fields: dict[str, Any]) -> None:
+    """Endpoint, deployment or else model, and version make the address of a request."""
+    assert env.invoke(env.new(AzureOpenAI, **fields), "hi") == STUB_TEXT
     (request,) = env.gateway.requests
     assert (request.path, request.query) == (PATH, "api-version=2024-10-21")
     assert request.headers["api-key"] == KEY
     assert "authorization" not in request.headers
     assert request.payload["model"] == "my-deployment"
     assert request.headers["user-agent"] == "langchain-retryrouter-python-azure-openai"
-
-
-def test_without_a_deployment_the_models_name_is_taken(
-    twin: Any, new_azure: NewLLM, gateway: FaultyGateway
-) -> None:
-    """A deployment is mostly named as its model: that is better than none."""
-    llm = new_azure(azure_deployment=None, model="my-deployment", api_key=KEY)
-    assert twin.invoke(llm, "hi") == STUB_TEXT
-    assert gateway.requests[0].path == PATH
 
 
 def test_the_environment_says_it_all(
