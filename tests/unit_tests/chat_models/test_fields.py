@@ -1,5 +1,6 @@
 """A `GPTRouter` itself: its fields, its client, its copies, and its key."""
 
+import asyncio
 import copy
 import inspect
 import logging
@@ -10,12 +11,13 @@ from typing import Any
 
 import pytest
 from gpt_router.client import GPTRouterClient
-from gpt_router.models import ImageGenerationRequest
+from gpt_router.models import ImageGenerationRequest, ModelGenerationRequest
 from langchain_core.load import dumpd, dumps, loads
 from langchain_core.runnables import ConfigurableField
 from pydantic import SecretStr, ValidationError
 
 from langchain_retryrouter import (
+    APITimeoutError,
     CircuitBreaker,
     GPTRouter,
     RateLimit,
@@ -37,12 +39,14 @@ from langchain_retryrouter.testing import (
     HtmlPage,
     Raw,
     Reset,
+    SlowFirstToken,
+    Stall,
     Status,
     Step,
     Truncate,
 )
 
-from .conftest import GPT_4, KEY, Env, NewModel
+from .conftest import ENOUGH, GPT_4, KEY, SHORT, Env, NewModel
 
 NAN, INF = float("nan"), float("inf")
 
@@ -319,6 +323,40 @@ async def test_the_sdks_other_methods_work(
     assert [choice.embedding for choice in answer.choices] == [[0.5, 0.25]]
     assert image.url == "https://example.com/made.png"
     assert [r.headers["ws-secret"] for r in gateway.requests] == [KEY, KEY]
+
+
+def test_streams_have_a_limit_of_their_own_in_the_sdk(env: Env) -> None:
+    """The client's `stream_read_timeout` limits the silence of streams alone."""
+    llm = env.llm(clock=None, max_retries=0)
+    llm.client.stream_read_timeout = SHORT
+    env.gateway.always(SlowFirstToken(ENOUGH))
+
+    assert env.invoke(llm, "hi").content == STUB_TEXT
+    with pytest.raises(APITimeoutError):
+        env.stream(llm, "hi")
+
+
+async def test_the_sdks_signal_ends_a_stream(
+    new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """Once `stop_stream_signal` is set, no event follows, and the connection ends."""
+    parameters = {"messages": [{"role": "user", "content": "hi"}]}
+    named = {"model_name": "m", "provider_name": "p", "order": 1}
+    asked = {**named, "prompt_params": parameters}
+    signal, seen = asyncio.Event(), list[Any]()
+    gateway.always(Stall(after=1, seconds=30))
+
+    events = await new_llm().client.agenerate(
+        ordered_generation_requests=[ModelGenerationRequest.model_validate(asked)],
+        is_stream=True,
+        stop_stream_signal=signal,
+    )
+    async for event in events:
+        seen.append(event)
+        signal.set()
+
+    assert len(seen) == 1
+    await gateway.await_for(lambda one: one.open_connections == 0)
 
 
 @pytest.mark.usefixtures("old_ways")
