@@ -18,11 +18,7 @@ _TOO_DEEP: Final = f"it is nested more than {MAX_DEPTH} levels deep"
 
 
 def read(text: bytes | str) -> Any:
-    """The document in `text`.
-
-    Raises:
-        ValueError: If it is not JSON, or nested deeper than `MAX_DEPTH`.
-    """
+    """The document in `text`; a ValueError if it is not JSON, or nested too deeply."""
     if isinstance(text, str):
         text = text.encode("utf-8", "surrogatepass")
     try:

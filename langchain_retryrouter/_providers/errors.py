@@ -86,8 +86,7 @@ def read_response(
     """Read an answer that is an error; one inside a stream has no status.
 
     `headers` are a mapping of any HTTP library, or pairs; `body` is bytes, text, or
-    parsed. `fallback` is the message where the body has none, and `unix_time`, the
-    seconds since the Unix epoch, is what dates are read by.
+    parsed. `fallback` is the message where the body has none.
     """
     body = _json.cut(_parsed(body))
     facts = _facts_in(body)
@@ -567,8 +566,8 @@ def _stack(error: BaseException) -> Iterator[FrameType]:
 def _refusal_in(stack: Iterable[FrameType]) -> Any:
     """A response with an error's status that a function holds; None if none does.
 
-    botocore, Ollama, Hugging Face, NVIDIA and Google's fail at bodies of errors that
-    they do not expect, such as a bare string, and forget the status.
+    botocore, Ollama, Hugging Face and others fail at the body of an error that is, for
+    example, a bare string, and forget the status.
     """
     for frame in stack:
         for one in frame.f_locals.values():

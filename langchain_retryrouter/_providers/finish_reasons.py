@@ -106,11 +106,8 @@ def kind_of(reason: str | None) -> FailureKind | None:
 def check_result(result: ChatResult, *, needs_reason: bool) -> list[str | None]:
     """The finish reason of each answer of a model without a stream.
 
-    `needs_reason` is whether this model names one in every whole answer.
-
-    Raises:
-        RetryRouterError: An answer is empty, filtered, failed or, as far as it says,
-            cut.
+    `needs_reason` is whether this model names one in every whole answer. It is an error
+    if an answer is empty, filtered, failed or, as far as it says, cut.
     """
     if not result.generations:
         msg = "the answer has no generations"
@@ -154,11 +151,8 @@ class StreamCheck:
         """What `chunk` means; None if it is kept back, see `held`.
 
         A chunk with a finish reason that comes before any content is kept back: the
-        answer may be empty, and nothing of an empty answer is handed over.
-
-        Raises:
-            RetryRouterError: The finish reason says that the answer is filtered or
-                failed.
+        answer may be empty, and nothing of an empty answer is handed over. It is an
+        error if the reason says that the answer is filtered or failed.
         """
         self.saw_chunk = True
         message, content = chunk.message, chunk.message.content
@@ -199,11 +193,7 @@ class StreamCheck:
         return ChunkInfo(text=text, is_token=is_token, is_end=is_end)
 
     def end(self) -> ChunkInfo:
-        """The stream is over without an error: whether the answer is whole.
-
-        Raises:
-            RetryRouterError: It is empty, or cut.
-        """
+        """The stream is over: an error if the answer is empty, or cut."""
         if not self.saw_chunk:
             msg = "the stream ended without any chunk"
             raise MalformedResponseError(msg)

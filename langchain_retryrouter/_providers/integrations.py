@@ -8,6 +8,7 @@ that no SDK is imported that the user does not use.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,10 +45,7 @@ class RetriesDisabled:
 
 
 def _keep(model: BaseChatModel, facts: Integration) -> RetriesDisabled:
-    """A model without a public switch: it is used as it is, with a warning if needed.
-
-    `max_retries` is read from the model, or else is the package's own default.
-    """
+    """A model without a public switch, as it is, with a warning if it is needed."""
     retries = getattr(model, "max_retries", None)
     if type(retries) is int:
         is_once = retries in facts.sends_once
@@ -93,10 +91,7 @@ def _rebuild(model: BaseChatModel, facts: Integration) -> RetriesDisabled:
 
 
 def _with_options(model: Any, facts: Integration) -> RetriesDisabled:
-    """A copy whose SDK clients send once, over the same connections.
-
-    The SDK's `with_options` shares the HTTP client.
-    """
+    """A copy whose SDK clients send once, over the same connections."""
     update: dict[str, Any] = {"max_retries": 0}
     retries = model.max_retries or 0
     for root, resource in (
@@ -198,17 +193,14 @@ def has_attempts(model: Any) -> bool:
 
 
 def _boto(model: Any, facts: Integration) -> RetriesDisabled:
-    """Amazon's: the client tells how often it sends, and cannot be copied.
-
-    Where credentials or an endpoint were given, the model has made the client of them,
-    and does so again; otherwise the client may be the user's own.
-    """
+    """Amazon's: the client tells how often it sends, and cannot be copied."""
     config = getattr(getattr(model, "client", None), "meta", None)
     retries = getattr(getattr(config, "config", None), "retries", None)
     if isinstance(retries, Mapping) and retries.get("total_max_attempts") == 1:
         return RetriesDisabled(model)
     sources = {"aws_access_key_id", "bedrock_api_key"}
     sources |= {"credentials_profile_name", "endpoint_url"}
+    # The model has made its client of them; otherwise it may be the user's own.
     is_made = not sources.isdisjoint(model.model_fields_set)
     return _rebuild(model, facts) if is_made else _keep(model, facts)
 
@@ -223,10 +215,7 @@ def _copy_field(model: BaseChatModel, facts: Integration) -> RetriesDisabled:
 
 
 def _copy_clients(model: BaseChatModel, facts: Integration) -> RetriesDisabled:
-    """A copy whose clients, of a generated SDK, send once over the same connections.
-
-    Such a client (OpenAI's, Anthropic's, Perplexity's, ...) offers `with_options`.
-    """
+    """A copy whose clients, of a generated SDK, send once over the same connections."""
     clients: dict[str, Any] = {
         name: client
         for name in type(model).model_fields
@@ -449,13 +438,8 @@ def takes_key_functions(model: BaseChatModel) -> bool:
 def rebuilt(model: BaseChatModel, **settings: Any) -> BaseChatModel:
     """The same model made again, with clients of its own, for another key or address.
 
-    Args:
-        model: Any LangChain chat model.
-        **settings: `api_key`, `base_url`, or both.
-
-    Raises:
-        ValueError: Its class has no such field, or cannot be made again. No key is in
-            the message.
+    `settings` are `api_key`, `base_url`, or both. No key is in the ValueError for a
+    class that has no such field, or cannot be made again.
     """
     name = type(model).__name__
     fields = {_field_of(model, wanted): value for wanted, value in settings.items()}
@@ -479,28 +463,22 @@ def rebuilt(model: BaseChatModel, **settings: Any) -> BaseChatModel:
 
 def endpoint_of(model: BaseChatModel) -> Hashable:
     """What models that differ by their keys only have in common; None if unknown."""
-    try:
+    with contextlib.suppress(ValueError):
         address = getattr(model, _field_of(model, "base_url"))
-    except ValueError:
-        return None
-    name = tracing_params(model).get("ls_model_name")
-    return f"{type(model).__qualname__} {name} {address}"
+        name = tracing_params(model).get("ls_model_name")
+        return f"{type(model).__qualname__} {name} {address}"
+    return None
 
 
 def credentials_of(model: BaseChatModel) -> Hashable:
     """What no other model of a pool has: the address and the key; None if unknown."""
-    try:
-        key = _plain(getattr(model, _field_of(model, "api_key")))
-    except ValueError:
-        return None
-    return endpoint_of(model), key
+    with contextlib.suppress(ValueError):
+        return endpoint_of(model), _plain(getattr(model, _field_of(model, "api_key")))
+    return None
 
 
 def names_of_keys(models: Sequence[BaseChatModel]) -> list[dict[str, str]]:
-    """The names under which `dumps` writes each model's keys, by their fields.
-
-    A class has one name for all keys: several keys are numbered, as OPENAI_API_KEY_1.
-    """
+    """What `dumps` calls each model's keys: OPENAI_API_KEY_1, ... if they differ."""
     numbers: dict[str, dict[Any, int]] = {}
     secrets = [
         (place, argument, name, _plain(getattr(model, argument, None)))
@@ -517,11 +495,7 @@ def names_of_keys(models: Sequence[BaseChatModel]) -> list[dict[str, str]]:
 
 
 def _field_of(model: BaseChatModel, wanted: str) -> str:
-    """The field of a model that holds its key or its address.
-
-    Raises:
-        ValueError: There is none, or several; the message names the fields.
-    """
+    """The field of a model for its key or address; a ValueError if it is not one."""
     fields = type(model).model_fields
     levels = [
         [
@@ -617,12 +591,7 @@ def read_tool_choice(choice: Any) -> Any:
 
 
 def check_tool_choice(choice: Any, names: Sequence[str | None]) -> None:
-    """Refuse a choice, as `read_tool_choice` reads it, of a tool that is not given.
-
-    Raises:
-        ValueError: It names none of `names`.
-        TypeError: It is of no type that a choice has.
-    """
+    """Refuse a choice, as `read_tool_choice` reads it, of a tool that is not given."""
     wanted = str(name_of_tool(choice)) if isinstance(choice, dict) else choice
     if not isinstance(wanted, str | None):
         msg = f"tool_choice must be a str, bool or dict, not {choice!r}"
@@ -650,8 +619,7 @@ def tools_request(
 ) -> ToolsRequest:
     """What to bind to this model so that `tool_choice` and the like mean the same.
 
-    Raises:
-        ValueError: If its integration has no way to say it.
+    It is a ValueError if the integration has no way to say it.
     """
     facts, kwargs = integration_of(model), dict(kwargs)
     options: dict[str, Any] = {}
@@ -773,7 +741,6 @@ _READERS: Final = {
     "perplexity": ReaderFacts(is_account_bound=True),
     "xai": ReaderFacts(is_account_bound=True),
 }
-_UNKNOWN_READER: Final = ReaderFacts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -791,7 +758,7 @@ class Reader:
     @property
     def facts(self) -> ReaderFacts:
         """What is known of its provider."""
-        return _READERS.get(self.provider, _UNKNOWN_READER)
+        return _READERS.get(self.provider, ReaderFacts())
 
     def same_account(self, other: Reader) -> bool:
         """Whether the other one can read this one's ids and thoughts."""

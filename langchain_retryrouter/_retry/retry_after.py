@@ -91,10 +91,7 @@ class ServerAdvice(NamedTuple):
 
 
 def read_advice(headers: Headers, *, unix_time: float) -> ServerAdvice:
-    """What the headers of a failed answer say about when and whether to come back.
-
-    `unix_time` is for an HTTP date in an answer that has no `Date` of its own.
-    """
+    """What the headers say; `unix_time` is for dates if they have no `Date`."""
     fields, now = _fields_of(headers, unix_time)
     spelled = {value.lower() for value in fields.get("x-should-retry", ())}
     should_retry = False if "false" in spelled else True if "true" in spelled else None
