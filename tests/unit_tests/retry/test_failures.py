@@ -99,8 +99,6 @@ def test_a_sentence(code: str | None) -> None:
     ("code", "message", "kind"),
     [
         ("insufficient_quota", "", K.QUOTA),
-        ("billing_not_active", "", K.QUOTA),
-        (None, "You exceeded your current quota.", K.QUOTA),
         ("rate_limit_exceeded", "You exceeded your current quota.", K.RATE_LIMIT),
         ("context_length_exceeded", "", K.RATE_LIMIT),
         (None, "maximum context length", K.RATE_LIMIT),

@@ -30,7 +30,7 @@ from langchain_retryrouter.testing import (
 from tests.support.models import chat_openai
 
 from .anthropic_wire import END, TEXT, after_the_beginning, chat_anthropic
-from .attempts import WAYS, Way, ask, error_of, router_of
+from .attempts import WAYS, Way, ask, error_of, message_of, router_of
 
 STREAMS = [way for way in WAYS if way.is_streaming]
 every_way = pytest.mark.parametrize("way", WAYS, ids=str)
@@ -83,13 +83,6 @@ def chunk(
 ) -> AIMessageChunk:
     """A chunk whose provider says these facts of its end."""
     return AIMessageChunk(content=content, response_metadata=facts or {}, **fields)
-
-
-def summed(parts: list[ChatGenerationChunk]) -> ChatGenerationChunk:
-    total = parts[0]
-    for part in parts[1:]:
-        total += part
-    return total
 
 
 STOP = {"finish_reason": "stop"}
@@ -233,7 +226,7 @@ def test_a_stream_that_breaks_within_its_thoughts_is_answered(way: Way) -> None:
     thought, signed = chunk([block]), chunk([{**block, "signature": "c2ln"}])
     text = chunk([{"type": "text", "text": "hello", "index": 1}])
     first = Scripted(chunks=[thought], breaks=True)
-    whole = summed(ask(way, router_of(first, Scripted(chunks=[signed, text])))).message
+    whole = message_of(way, router_of(first, Scripted(chunks=[signed, text])))
     blocks = [{**one, "index": 0} for one in whole.content if isinstance(one, dict)]
     assert blocks[:2] == [block, {**block, "signature": "c2ln"}]
     assert blocks[2]["text"] == "hello"
@@ -512,7 +505,7 @@ def test_the_metadata_is_that_of_the_attempt_that_ended(way: Way) -> None:
     second = Scripted(chunks=[chunk("one two", {**facts, "stop_reason": "end_turn"})])
     router = router_of(first, second, stream_recovery="continue")
 
-    answer = summed(ask(way, router)).message
+    answer = message_of(way, router)
 
     metadata = answer.response_metadata
     assert answer.text == "one two"

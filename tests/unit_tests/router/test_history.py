@@ -149,6 +149,7 @@ def test_what_another_provider_reads_of_an_answer(row: Any) -> None:
         (answer("", "anthropic", calls=True), "openai"),
         (answer([TEXT], "anthropic"), "openai"),
         (answer("", "anthropic"), "openai"),
+        (called("functions.search:0", author="moonshot"), "moonshot"),
         (HumanMessage("hi"), "openai"),
         (HumanMessage([TEXT, block("image_url", image_url={"url": "x"})]), "openai"),
         (SystemMessage([{**TEXT, **MARK}]), "anthropic"),
@@ -316,12 +317,6 @@ def test_results_of_calls_with_one_id_keep_their_order() -> None:
     ids = [call["id"] for call in fitted[0].tool_calls]  # type: ignore[attr-defined]
     assert [m.tool_call_id for m in fitted[1:]] == ids  # type: ignore[attr-defined]
     assert len(set(ids)) == 2
-
-
-def test_a_provider_keeps_its_own_ids() -> None:
-    """What an unknown provider wrote, it reads."""
-    said = called("functions.search:0", author="moonshot")
-    assert fit_history([said], "moonshot") == ([said], ())
 
 
 # Forms.
