@@ -12,6 +12,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryRouter
+from tests.support.models import NOWHERE
 
 from .conftest import GPT_4
 
@@ -81,10 +82,6 @@ def test_a_trace_names_the_model_that_is_asked_first() -> None:
     )
     assert params["ls_model_name"] == "gpt-4o"
     assert params["ls_temperature"] == 0.1
-
-
-NOWHERE = "http://127.0.0.1:1"
-"""Where nobody listens: nothing is sent."""
 
 
 class TwoProviders(RetryRouter):

@@ -45,7 +45,7 @@ from langchain_retryrouter.testing import (
     Status,
     Step,
 )
-from tests.support.models import KEY, chat_openai, gpt_router
+from tests.support.models import KEY, NOWHERE, chat_openai, gpt_router
 
 from .anthropic_wire import after_the_beginning, chat_anthropic, event, problem
 from .attempts import WAYS, Way, ask, error_of, router_of
@@ -173,11 +173,11 @@ def test_a_fault_has_its_kind(way: Way, fault: Any) -> None:
 
 @every_way
 @pytest.mark.parametrize("make", [chat_openai, chat_anthropic])
-def test_a_refused_connection_was_never_sent(make: Any, way: Way) -> None:
+def test_a_refused_connection_was_never_sent(
+    make: Any, way: Way, gateway: FaultyGateway
+) -> None:
     """If no server listens, nothing has run, and the error says so."""
-    with FaultyGateway() as gateway:
-        model = make(gateway)
-    error = routed(model, way)
+    error = routed(make(gateway, base_url=NOWHERE), way)
     assert (error.kind, error.may_have_run) == (K.CONNECTION, False)
 
 
@@ -644,14 +644,13 @@ CLIENTS = [*CHECK_STATUS, with_urllib3]
 
 def sent(send: Any, step: Step | None) -> Any:
     """The router's error for a request by `send`; None: no server listens."""
+    if step is None:
+        return routed(AskingModel(ask=lambda: send(NOWHERE, 5.0)))
     with FaultyGateway() as gateway:
         url = f"{gateway.openai_url}/chat/completions"
         timeout = 0.6 if isinstance(step, Silence) else 5.0
-        model = AskingModel(ask=lambda: send(url, timeout))
-        if step is not None:
-            gateway.script(step)
-            return routed(model)
-    return routed(model)
+        gateway.script(step)
+        return routed(AskingModel(ask=lambda: send(url, timeout)))
 
 
 @pytest.mark.parametrize("send", CHECK_STATUS)

@@ -35,12 +35,11 @@ from langchain_retryrouter.testing import (
     Status,
     Step,
 )
-from tests.support.models import chat_openai, gpt_router
+from tests.support.models import NOWHERE, chat_openai, gpt_router
 from tests.unit_tests.conftest import Twin
 
 from .attempts import WAYS, Way, message_of
 
-UNUSED = "http://127.0.0.1:1"
 KEYS = [f"sk-the-secret-of-account-{number}" for number in range(1, 4)]
 SPENT = Status(429, error_code="insufficient_quota")
 SLOW_DOWN = Status(429, {"retry-after": "20"})
@@ -225,7 +224,7 @@ def test_regions_have_retries_of_their_own() -> None:
     """Other addresses of one tier are other places, and each is asked as a route is."""
     with FaultyGateway() as east, FaultyGateway() as west:
         east.always(Status(503))
-        pool = Route.pool(gpt_router(UNUSED, "a"), base_urls=[east.url, west.url])
+        pool = Route.pool(gpt_router(NOWHERE, "a"), base_urls=[east.url, west.url])
         with RetryRouter(routes=pool, clock=FakeClock(), **ONE_RETRY) as router:
             for _ in range(2):
                 router.invoke("hi")
