@@ -182,9 +182,13 @@ def _excerpt(text: Any) -> str:
 
 def _raise_reported(document: Any, event: str = "message") -> None:
     """Raise the error that an answer or event reports, or ends with, if it does."""
-    if (report := read_event(document, event)) is not None:
+    choices = _choices_of(document)
+    has_error = any(get(one, "error") for one in (document, *choices))
+    is_odd = event != "message" or get(document, "object") == "error"
+    may_report = has_error or is_odd or not choices
+    if may_report and (report := read_event(document, event)) is not None:
         raise report.to_error(OPENAI_ERRORS)
-    for choice in _choices_of(document):
+    for choice in choices:
         reason = get(choice, "finish_reason")  # Such as OpenRouter's `error`.
         if isinstance(reason, str) and kind_of(reason) in _FAILED:
             message = f"the provider ended the answer with finish_reason {reason!r}"
