@@ -16,13 +16,12 @@ import logging
 import re
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Callable,
     Generator,
     Mapping,
 )
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar
 
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import AIMessageChunk, BaseMessage
@@ -80,6 +79,7 @@ from langchain_retryrouter._router.preflight import (
     conversation_of,
     skipped_routes,
 )
+from langchain_retryrouter._router.route import rate_limits_of
 from langchain_retryrouter._router.setup import FailoverRule, RouterFields, RouterMemory
 from langchain_retryrouter.errors import BASE_ERRORS, LengthLimitError, RetryRouterError
 from langchain_retryrouter.failures import FAILURE_ACTIONS, FailureAction, FailureKind
@@ -90,6 +90,8 @@ OWN_LS_PARAMS: Final = LangSmithParams(ls_provider="retryrouter", ls_model_type=
 """For tracers, where a route does not say it itself."""
 
 _S = TypeVar("_S")
+# Messages with their finish reasons.
+_Answers: TypeAlias = list[tuple[BaseMessage, str | None]]
 
 _LOGGED: Final = frozenset(
     {
@@ -107,7 +109,6 @@ _REJECTED: Final = frozenset(
 )
 """Failures that content of other authors may cause."""
 _MISSES_ITEM: Final = re.compile(r"(?i)\b(?:response|item|container|file)s?\b")
-_NO_INFO: Final = ChunkInfo()
 _MOST_BLOCKS: Final = 1000  # Of one answer.
 # Of a 400 that is about the way in which JSON was asked for.
 _ABOUT_FORMAT: Final = re.compile(
@@ -137,14 +138,12 @@ class FailoverRules:
 
     def __init__(self, failover_on: FailoverRule | list[FailoverRule]) -> None:
         self._rules = failover_on if isinstance(failover_on, list) else [failover_on]
-        self.hears_length, own = False, dict[FailureKind, FailureAction]()
-        for rule in self._rules:
-            for failure, action in rule.items() if isinstance(rule, dict) else ():
-                if isinstance(failure, FailureKind):
-                    own.setdefault(failure, action)
-                if failure in (FailureKind.LENGTH, LengthLimitError):
-                    self.hears_length = True
-        self.actions = {**FAILURE_ACTIONS, **own} if own else FAILURE_ACTIONS
+        # The first rule with an action counts, so it comes last here.
+        mappings = [one for one in reversed(self._rules) if isinstance(one, dict)]
+        own = {what: action for one in mappings for what, action in one.items()}
+        self.hears_length = FailureKind.LENGTH in own or LengthLimitError in own
+        kinds = {what: own[what] for what in own if isinstance(what, FailureKind)}
+        self.actions = {**FAILURE_ACTIONS, **kinds}
 
     def action_for(self, error: RetryRouterError) -> FailureAction | None:
         """What a class or a function says of a failure; None if none does."""
@@ -152,8 +151,7 @@ class FailoverRules:
         raised = cause if isinstance(cause, Exception) else error
         for rule in self._rules:
             if callable(rule):
-                action = rule(raised)
-                if action is not None:
+                if (action := rule(raised)) is not None:
                     return FailureAction(action)
                 continue
             for failure, action in rule.items():
@@ -183,8 +181,8 @@ class BaseRouterCall:
         Raises:
             ContextLengthError: No route can hold the prompt.
         """
-        self._router, self._memory, self._request = router, memory, request
-        self._run = run
+        self._router, self._memory = router, memory
+        self._request, self._run = request, run
         self._clock = clock = router.clock or SYSTEM_CLOCK
         self._conversation = None
         if router.affinity is not None:
@@ -203,8 +201,14 @@ class BaseRouterCall:
             order = [index for at, index in enumerate(order) if at not in skipped]
             routes = [router.routes[index] for index in order]
         self._order, self._routes = order, routes
+        self._attempts: dict[int, RouteAttempt] = {}
         self._costs = CallCosts(
-            routes, request, memory.outputs, router.max_cost, router.spend_limit
+            routes,
+            request,
+            self._attempts,
+            memory.outputs,
+            router.max_cost,
+            router.spend_limit,
         )
         self._failover = FailoverRules(router.failover_on)
         self._judge = judge = AnswerJudge(router.accept, self._failover.hears_length)
@@ -227,7 +231,7 @@ class BaseRouterCall:
             request_hash=request.hash,
             describe=lambda position: routes[position].subject,
             limits=call_limits(
-                [[*everywhere, *route.rate_limits] for route in routes],
+                [[*everywhere, *rate_limits_of(route)] for route in routes],
                 lambda at: routes[at].size_of(request.messages, request.options),
             ),
             reserve=self._costs.reserve if self._costs.is_limited else None,
@@ -240,7 +244,7 @@ class BaseRouterCall:
             self._state.end(error)
             error.attempt_log = self._state.attempt_log()
             raise error
-        self._state.cost_of = self._cost_of
+        self._state.cost_of = self._costs.cost_of
         self.is_over = False
         self._may_continue = router.stream_recovery == "continue"
         self._failures: list[RetryRouterError] = []
@@ -253,7 +257,6 @@ class BaseRouterCall:
         self._refused_prefill: set[str] = set()
         self._strict: set[str] = set()
         self._metadata: dict[str, str] = {}
-        self._attempts: dict[int, RouteAttempt] = {}
 
     def context(self) -> RetryContext:
         """The call for the engine.
@@ -278,7 +281,7 @@ class BaseRouterCall:
     ) -> bool:
         """Raise the error that the caller gets, unless another pass continues."""
         self.is_over = error is None
-        self._settle_costs()
+        self._costs.settle(self._state.records)
         if isinstance(error, CallersError) and error.__cause__ is not None:
             self._state.end(error.__cause__)
             raise error.__cause__
@@ -296,7 +299,7 @@ class BaseRouterCall:
 
     def _on_failure(self, error: RetryRouterError) -> None:
         """Keep a failure that another attempt follows."""
-        self._settle_costs()
+        self._costs.settle(self._state.records)
         self._measure_failed()
         self._failures.append(error)
         if error.kind in _LOGGED:
@@ -310,9 +313,10 @@ class BaseRouterCall:
 
         A model that has seen its mistake, and repeats it, is not asked again.
         """
-        is_hopeless = error is self._judge.hopeless
         own = self._failover.action_for(error)
-        return own or (FailureAction.FAILOVER if is_hopeless else None)
+        if own is None and error is self._judge.hopeless:
+            return FailureAction.FAILOVER
+        return own
 
     def _final_error(self, error: RetryRouterError) -> RetryRouterError:
         """The error that the caller gets, with the others attached.
@@ -353,29 +357,11 @@ class BaseRouterCall:
     def _attempt_log(self) -> dict[str, Any]:
         """The call so far, as JSON-able data."""
         log, records = self._state.attempt_log(), self._state.records
-        costs = []
         for line, record in zip(log["attempts"], records, strict=True):
-            facts, received = self._facts_of(record)
-            line.update(facts)
-            costs.append(self._costs.price(record, facts, received))
-        write_costs(log, costs)
+            if (attempt := self._attempts.get(record.number or 0)) is not None:
+                line.update(attempt.facts)
+        write_costs(log, [self._costs.price(record) for record in records])
         return log
-
-    def _cost_of(self, record: AttemptRecord) -> float | None:
-        """The money of an attempt that is over, for observers."""
-        priced = self._costs.price(record, *self._facts_of(record))
-        return None if priced is None else priced[0]
-
-    def _facts_of(self, record: AttemptRecord) -> tuple[dict[str, Any], int | None]:
-        """What is known of an attempt, and the characters that its stream brought."""
-        attempt = self._attempts.get(record.number or 0)
-        return ({}, None) if attempt is None else (attempt.facts, attempt.received)
-
-    def _settle_costs(self) -> None:
-        """Settle the money of the attempts that are over."""
-        for record in self._state.records if self._costs.is_limited else ():
-            if record.outcome != "pending":
-                self._costs.settle(record, *self._facts_of(record))
 
     def _keep_conversation(self) -> None:
         """Keep the conversation on the route that answers."""
@@ -494,8 +480,7 @@ class BaseRouterCall:
 
     def _read_headers(self, attempt: RouteAttempt, answer: ChatGeneration) -> None:
         """Correct the rate limits by the headers that a model hands on, if it does."""
-        info = answer.generation_info
-        if info and self._state.limits is not None:
+        if info := answer.generation_info:
             self._state.read_headers(attempt.number, info.get("headers"))
 
     def _begin(self, position: int | None = None) -> RouteAttempt:
@@ -625,10 +610,8 @@ class BaseRouterCall:
             notes[:] = [f"{attempt.route.name}: {note}" for note in notes]
         return named
 
-    def _check(
-        self, result: ChatResult, attempt: RouteAttempt
-    ) -> list[tuple[BaseMessage, str | None]]:
-        """The answers that are to be judged, as the caller gets them, with reasons."""
+    def _check(self, result: ChatResult, attempt: RouteAttempt) -> _Answers:
+        """The answers that are to be judged, as the caller gets them."""
         for generation in result.generations:
             message = generation.message
             if usage := getattr(message, "usage_metadata", None):
@@ -706,20 +689,25 @@ class BaseRouterCall:
 
     def _end(
         self, attempt: RouteAttempt, check: StreamCheck
-    ) -> tuple[StreamEvent, ...]:
-        """The events of the end of a stream that did not break."""
+    ) -> tuple[list[StreamEvent], _Answers]:
+        """The last events of a stream that did not break, and what is to be judged."""
         info = check.end()
         if attempt.prefix is not None:
             attempt.prefix.end()
         if check.reason is not None:
             attempt.route.learn_reason("stream")
-        return (*self._released(check), StreamEvent(None, info))
+        events = [*self._released(check), StreamEvent(None, info)]
+        if not self._needs_whole:
+            return events, []
+        whole = whole_message(attempt.chunks)
+        self._note(whole, attempt)
+        return events, [(whole, check.reason)]
 
     @staticmethod
     def _released(check: StreamCheck) -> list[StreamEvent]:
         """The chunks that were kept back."""
         held, check.held = check.held, []
-        return [StreamEvent(chunk, _NO_INFO) for chunk in held]
+        return [StreamEvent(chunk, ChunkInfo()) for chunk in held]
 
 
 class RouterCall(BaseRouterCall):
@@ -758,11 +746,9 @@ class RouterCall(BaseRouterCall):
                 except Exception as error:
                     if check.saw_chunk or not self._amend(attempt, error):
                         raise
-        events = self._end(attempt, check)
-        if self._needs_whole:
-            whole = whole_message(attempt.chunks)
-            self._note(whole, attempt)
-            self._judge.judge(whole, check.reason, attempt)
+        events, answers = self._end(attempt, check)
+        for message, reason in answers:
+            self._judge.judge(message, reason, attempt)
         yield from events
 
 
@@ -786,9 +772,7 @@ class AsyncRouterCall(BaseRouterCall):
 
     async def connect(self, _: Attempt) -> AEventSource[StreamEvent]:
         """One attempt's stream."""
-        return self._hedged(
-            lambda begun: _AsyncGeneratorSource(self._events(begun)), AHedgedSource
-        )
+        return self._hedged(self._events, AHedgedSource)
 
     async def _events(self, attempt: RouteAttempt) -> AsyncGenerator[StreamEvent, None]:
         attempt.received = 0
@@ -796,22 +780,25 @@ class AsyncRouterCall(BaseRouterCall):
             while True:
                 check = self._new_check(attempt)
                 try:
-                    chunks = await attempt.route.astream(
-                        attempt.messages, attempt.options
-                    )
+                    with reraise_lost_cancellation():
+                        chunks = await attempt.route.astream(
+                            attempt.messages, attempt.options
+                        )
                     async with contextlib.aclosing(chunks):
-                        async for chunk in chunks:
+                        while True:
+                            with reraise_lost_cancellation():
+                                chunk = await anext(chunks, None)
+                            if chunk is None:
+                                break
                             for event in self._read(chunk, attempt, check):
                                 yield event
                     break
                 except Exception as error:
                     if check.saw_chunk or not self._amend(attempt, error):
                         raise
-        events = self._end(attempt, check)
-        if self._needs_whole:
-            whole = whole_message(attempt.chunks)
-            self._note(whole, attempt)
-            await self._judge.ajudge(whole, check.reason, attempt)
+        events, answers = self._end(attempt, check)
+        for message, reason in answers:
+            await self._judge.ajudge(message, reason, attempt)
         for event in events:
             yield event
 
@@ -842,20 +829,3 @@ class _Reported:
         named = self._call.named(error, self._attempt)
         if named is not error:
             raise named from error
-
-
-class _AsyncGeneratorSource:
-    """The events of an async generator."""
-
-    def __init__(self, events: AsyncGenerator[StreamEvent, None]) -> None:
-        self._events = events
-
-    def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        return self
-
-    async def __anext__(self) -> StreamEvent:
-        with reraise_lost_cancellation():
-            return await anext(self._events)
-
-    async def aclose(self) -> None:
-        await self._events.aclose()

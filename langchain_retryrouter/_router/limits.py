@@ -18,6 +18,7 @@ from langchain_core.messages.utils import count_tokens_approximately
 from langchain_retryrouter._prices import FixedPrices, cost_of_attempt, tokens_of
 from langchain_retryrouter._retry.call_log import AttemptRecord
 from langchain_retryrouter._retry.limits import HELD_LIMITS
+from langchain_retryrouter._router.outcomes import RouteAttempt
 from langchain_retryrouter._router.preflight import ModelRequest
 from langchain_retryrouter._router.route import Route
 from langchain_retryrouter._shared import is_positive, require
@@ -54,11 +55,12 @@ class CallCosts:
         self,
         routes: Sequence[Route],
         request: ModelRequest,
+        attempts: Mapping[int, RouteAttempt],
         outputs: OutputSizes,
         max_cost: float | None,
         limit: SpendLimit | None,
     ) -> None:
-        """Before the first attempt; `limit` is that of all routes together.
+        """Before the first of `attempts`; `limit` is that of all routes together.
 
         A `max_cost` in the options of the call is taken out of them.
 
@@ -75,6 +77,7 @@ class CallCosts:
                     raise ValueError(no_price(route))
         self._routes = routes
         self._request = request
+        self._attempts = attempts
         self._outputs = outputs
         self._max_cost = max_cost
         held = HELD_LIMITS.get()
@@ -93,15 +96,13 @@ class CallCosts:
         self._costs: dict[int, float] = {}
         self._reserved: dict[int, list[SpendReservation]] = {}
 
-    def price(
-        self, record: AttemptRecord, facts: Mapping[str, Any], received: int | None
-    ) -> tuple[float, bool] | None:
-        """What an attempt cost, and whether that is an estimate; None if not known.
-
-        `received` are the characters that a stream has brought.
-        """
+    def price(self, record: AttemptRecord) -> tuple[float, bool] | None:
+        """What an attempt cost, and whether that is an estimate; None if not known."""
         if record.number is None:
             return None
+        attempt = self._attempts.get(record.number)
+        facts: Mapping[str, Any] = {} if attempt is None else attempt.facts
+        received = None if attempt is None else attempt.received
         route, usage = self._routes[record.position], facts.get("usage")
         prices, estimate = route.prices, None
         inside = facts.get("inside")
@@ -116,6 +117,11 @@ class CallCosts:
             output = output if asked is None else min(output, asked)
             estimate = {"input_tokens": self._prompt[0], "output_tokens": output}
         return cost_of_attempt(prices, record.failure, usage, estimate)
+
+    def cost_of(self, record: AttemptRecord) -> float | None:
+        """The money of an attempt that is over, for observers."""
+        priced = self.price(record)
+        return None if priced is None else priced[0]
 
     @functools.cached_property
     def _prompt(self) -> tuple[int, int]:
@@ -185,23 +191,24 @@ class CallCosts:
         self._costs[number], self._reserved[number] = price.estimate, reserved
         return None
 
-    def settle(
-        self, record: AttemptRecord, facts: Mapping[str, Any], received: int | None
-    ) -> None:
-        """An attempt is over: count what it cost, or else its estimate."""
-        number, usage = record.number or 0, facts.get("usage")
-        if number not in self._reserved:
-            return
-        if usage and (tokens := tokens_of(usage)):
-            route = self._routes[record.position].name
-            mean, most = self._outputs.get(route, (tokens[1], 0))
-            mean += _LEARNING * (tokens[1] - mean)
-            self._outputs[route] = mean, max(tokens[1], most)
-        priced = self.price(record, facts, received)
-        cost = self._costs[number] if priced is None else priced[0]
-        self._costs[number] = cost
-        for one in self._reserved.pop(number):
-            one.settle(cost)
+    def settle(self, records: Sequence[AttemptRecord]) -> None:
+        """Count what the attempts that are over cost, or else their estimates."""
+        for record in records:
+            number = record.number or 0
+            if record.outcome == "pending" or number not in self._reserved:
+                continue
+            attempt = self._attempts.get(number)
+            usage = None if attempt is None else attempt.facts.get("usage")
+            if usage and (tokens := tokens_of(usage)):
+                route = self._routes[record.position].name
+                mean, most = self._outputs.get(route, (tokens[1], 0))
+                mean += _LEARNING * (tokens[1] - mean)
+                self._outputs[route] = mean, max(tokens[1], most)
+            cost = self.cost_of(record)
+            cost = self._costs[number] if cost is None else cost
+            self._costs[number] = cost
+            for one in self._reserved.pop(number):
+                one.settle(cost)
 
 
 def no_price(route: Route) -> str:

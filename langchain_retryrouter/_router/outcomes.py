@@ -11,7 +11,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.messages import (
     AIMessage,
@@ -24,6 +24,7 @@ from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.outputs.chat_generation import merge_chat_generation_chunks
 
 from langchain_retryrouter._providers.finish_reasons import kind_of
+from langchain_retryrouter._retry.timeouts import reraise_lost_cancellation
 from langchain_retryrouter._router.route import Accept, Route
 from langchain_retryrouter.errors import (
     BASE_ERRORS,
@@ -99,7 +100,7 @@ class AnswerJudge:
     ) -> None:
         """Async variant of `judge`, which awaits async functions."""
         for _, judgment in self._judgments(message, reason, attempt):
-            with _callers_own():
+            with _callers_own(), reraise_lost_cancellation():
                 is_async = inspect.isawaitable(judgment)
                 said = await judgment if is_async else judgment
             self._take(said, message, attempt)
@@ -253,9 +254,8 @@ class PrefixFilter:
 
 def whole_message(chunks: list[ChatGenerationChunk]) -> BaseMessage:
     """The message that the chunks of a whole stream are."""
-    whole = merge_chat_generation_chunks(chunks)
-    if whole is None:  # `StreamCheck.end` has refused a stream without a chunk.
-        raise AssertionError
+    # Not None: `StreamCheck.end` has refused a stream without a chunk.
+    whole = cast("ChatGenerationChunk", merge_chat_generation_chunks(chunks))
     return with_info(message_chunk_to_message(whole.message), whole.generation_info)
 
 

@@ -438,11 +438,6 @@ class Route(Serializable):
             }
         )
 
-    @property
-    def rate_limits(self) -> list[RateLimit]:
-        """The rate limits of the route and of its model."""
-        return rate_limits_of(self)
-
     def size_of(self, messages: list[BaseMessage], options: Mapping[str, Any]) -> Size:
         """The size of a request to this route."""
         tools = {**self.options, **options}.get("tools")

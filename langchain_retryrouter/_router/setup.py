@@ -15,8 +15,8 @@ from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._retry.health import RouteHealth, RouteState
 from langchain_retryrouter._router.limits import OutputSizes, no_price
 from langchain_retryrouter._router.preflight import TokenCounter
-from langchain_retryrouter._router.route import Accept, Route
-from langchain_retryrouter._router.strategies import RouteOrder, RoutePlace
+from langchain_retryrouter._router.route import Accept, Route, rate_limits_of
+from langchain_retryrouter._router.strategies import RouteOrder
 from langchain_retryrouter._secrets import (
     shown,
 )
@@ -57,6 +57,8 @@ class RouterFields(Protocol):
     breaker_settings: CircuitBreakerSettings | None
 
     @property
+    def model_fields_set(self) -> set[str]: ...
+    @property
     def strategy(self) -> str: ...
     @property
     def affinity(self) -> str | None: ...
@@ -70,18 +72,17 @@ class RouterMemory:
     Its bound copies share all of it but `output`, what their answers must fit.
     """
 
-    def __init__(self, router: RouterFields, *, is_list: bool) -> None:
-        """Of a new router; `is_list` is that of `RouteOrder`.
+    def __init__(self, router: RouterFields) -> None:
+        """Of a new router.
 
         Raises:
             TypeError: There is nothing to share in the router's store.
         """
+        is_list = router.strategy == "priority"
+        if router.affinity and "strategy" not in router.model_fields_set:
+            is_list = not any("weight" in r.model_fields_set for r in router.routes)
         self.order = RouteOrder(
-            [RoutePlace(r.name, r.tier, r.group, r.weight) for r in router.routes],
-            router.strategy,
-            seed=router.seed,
-            by_conversation=router.affinity is not None,
-            is_list=is_list,
+            router.routes, router.strategy, seed=router.seed, is_list=is_list
         )
         self.route_states: list[RouteState] = []
         for route in router.routes:
@@ -108,7 +109,7 @@ class RouterMemory:
         shared: list[tuple[Any, str]] = []
         for route, state in zip(router.routes, self.route_states, strict=True):
             shared += [
-                (one, route.scope) for one in (state.breaker, *route.rate_limits)
+                (one, route.scope) for one in (state.breaker, *rate_limits_of(route))
             ]
         shared += [(router.budget, "budget"), (router.rate_limit, "router")]
         if all(one is None for one, _ in shared):

@@ -13,9 +13,10 @@ import functools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from langchain_retryrouter._retry.clock import new_rng
+from langchain_retryrouter._router.route import Route
 from langchain_retryrouter._shared import Locked, OneForAll
 
 _MEMORY: Final = 60.0
@@ -157,30 +158,16 @@ STRATEGIES: Final[Mapping[str, type[Strategy]]] = {
 """The strategies, by the names that `RetryRouter.strategy` takes."""
 
 
-class RoutePlace(NamedTuple):
-    """What decides about the place of a route in the order of a call.
-
-    `tier` is None for a route that has its place in the list, and `group` is what it
-    has in common with its alternatives, if it has any.
-    """
-
-    name: str
-    tier: int | None
-    group: Hashable
-    weight: float
-
-
 class RouteOrder(OneForAll, Locked):
     """The order of a call: by tiers, and within them by conversation or by strategy."""
 
     def __init__(
         self,
-        places: Sequence[RoutePlace],
+        routes: Sequence[Route],
         strategy: str,
         *,
-        seed: int | None = None,
-        by_conversation: bool = False,
-        is_list: bool = True,
+        seed: int | None,
+        is_list: bool,
     ) -> None:
         """With `is_list`, routes without a tier or group are asked in the list's order.
 
@@ -189,22 +176,16 @@ class RouteOrder(OneForAll, Locked):
         """
         super().__init__()
         self._made = functools.partial(
-            RouteOrder,
-            places,
-            strategy,
-            seed=seed,
-            by_conversation=by_conversation,
-            is_list=is_list,
+            RouteOrder, routes, strategy, seed=seed, is_list=is_list
         )
-        self._places = places
-        weights = [place.weight for place in places]
+        self._routes = routes
+        weights = [route.weight for route in routes]
         if strategy == "weighted" and not any(weights):
             msg = f"one weight at least must be above 0, not {weights!r}"
             raise ValueError(msg)
-        has_groups = any(place.group is not None for place in places)
-        self._is_plain = not has_groups and (is_list or not by_conversation)
+        has_groups = any(route.group is not None for route in routes)
         is_fair = strategy == "round_robin"
-        self._shares = [1.0] * len(places) if is_fair else weights
+        self._shares = [1.0] * len(routes) if is_fair else weights
         balances = has_groups and strategy in {"priority", "round_robin"}
         kind = _Balanced if balances else STRATEGIES[strategy]
         self.strategy = kind(self._shares, seed)
@@ -213,13 +194,14 @@ class RouteOrder(OneForAll, Locked):
         self._ranks: list[tuple[float, int, int]] = []
         first_of: dict[Hashable, int] = {}
         highest = -math.inf
-        for index, (_, tier, group, _) in enumerate(places):
-            if tier is not None:
-                highest = max(highest, tier)
-                self._ranks.append((tier, 0, 0))
-            else:
-                at = index if group is None else first_of.setdefault(group, index)
-                self._ranks.append((highest, 1, at if is_list else 0))
+        for index, route in enumerate(routes):
+            if route.tier is not None:
+                highest = max(highest, route.tier)
+                self._ranks.append((route.tier, 0, 0))
+                continue
+            group = route.group
+            at = index if group is None else first_of.setdefault(group, index)
+            self._ranks.append((highest, 1, at if is_list else 0))
         self._moved: dict[bytes, tuple[int, float]] = {}
 
     def order(
@@ -247,19 +229,17 @@ class RouteOrder(OneForAll, Locked):
     def _home(
         self, now: float, is_open: Callable[[int], bool], conversation: bytes | None
     ) -> list[int]:
-        if self._is_plain:
-            return self.strategy.order(now)
-        if conversation is not None:
-            order = self._pinned(conversation)
+        ranks, strategy = self._ranks, self.strategy
+        if conversation is None:
+            order = strategy.order(now)
         else:
-            order = self.strategy.order(now)
-        ranks = self._ranks
+            order = self._pinned(conversation)
         order.sort(key=ranks.__getitem__)
-        if conversation is None and isinstance(self.strategy, _Balanced):
+        if conversation is None and isinstance(strategy, _Balanced):
             able = [r for r in order if self._shares[r] and not is_open(r)]
             first = [r for r in able if ranks[r] == ranks[able[0]]]
             if len(first) > 1:
-                leader = self.strategy.lead(first)
+                leader = strategy.lead(first)
                 # Before its alternatives, of which the first may be held.
                 at = next(p for p, r in enumerate(order) if ranks[r] == ranks[leader])
                 order.remove(leader)
@@ -268,7 +248,7 @@ class RouteOrder(OneForAll, Locked):
         first_of: dict[Hashable, int] = {}
         at_of: dict[int, int] = {}
         for at, route in enumerate(order):
-            group = self._places[route].group
+            group = self._routes[route].group
             at_of[route] = at if group is None else first_of.setdefault(group, at)
         return sorted(order, key=at_of.__getitem__)
 
@@ -281,8 +261,9 @@ class RouteOrder(OneForAll, Locked):
         0 comes after all.
         """
         scores = []
-        for name, _, _, weight in self._places:
-            digest = blake2b(name.encode(), key=conversation, digest_size=8).digest()
+        for route in self._routes:
+            name, weight = route.name.encode(), route.weight
+            digest = blake2b(name, key=conversation, digest_size=8).digest()
             chance = (int.from_bytes(digest) + 0.5) / 2**64
             scores.append((not weight, -math.log(chance) / (weight or 1.0)))
         return sorted(range(len(scores)), key=scores.__getitem__)

@@ -30,10 +30,7 @@ from langchain_core.load.serializable import (
 )
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
-from langchain_core.outputs import (
-    ChatGenerationChunk,
-    ChatResult,
-)
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -363,11 +360,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
 
     @functools.cached_property
     def _memory(self) -> setup.RouterMemory:
-        is_list = self.strategy == "priority"
-        if self.affinity and "strategy" not in self.model_fields_set:
-            weights = ("weight" in route.model_fields_set for route in self.routes)
-            is_list = not any(weights)
-        return setup.RouterMemory(self, is_list=is_list)
+        return setup.RouterMemory(self)
 
     @classmethod
     def from_config(
@@ -474,9 +467,9 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     ) -> ChatResult:
         request = preflight.ModelRequest(messages, stop, kwargs)
         router_call = RouterCall(self, self._memory, request, run_manager)
-        context = router_call.context()
+        notify = Notifier(run_manager)
         with router_call:
-            result = call(context, router_call.generate, Notifier(run_manager))
+            result = call(router_call.context(), router_call.generate, notify)
         return router_call.with_attempt_log(result)
 
     async def _agenerate(
@@ -488,10 +481,9 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     ) -> ChatResult:
         request = preflight.ModelRequest(messages, stop, kwargs)
         router_call = AsyncRouterCall(self, self._memory, request, run_manager)
-        context = router_call.context()
+        notify = AsyncNotifier(run_manager)
         with router_call:
-            notify = AsyncNotifier(run_manager)
-            result = await acall(context, router_call.generate, notify)
+            result = await acall(router_call.context(), router_call.generate, notify)
         return router_call.with_attempt_log(result)
 
     def _stream(

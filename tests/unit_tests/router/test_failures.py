@@ -159,14 +159,13 @@ FAULTS = [
         for way in ways
     ],
 )
-def test_a_fault_has_its_kind(way: Way, fault: Any) -> None:
+def test_a_fault_has_its_kind(gateway: FaultyGateway, way: Way, fault: Any) -> None:
     """What goes wrong over HTTP is named, with the facts that it came with."""
     make, step, kind, facts = fault
-    with FaultyGateway() as gateway:
-        gateway.script(step)
-        model = make(gateway, timeout=0.6 if isinstance(step, Silence) else 5.0)
-        error = routed(model, way)
-        assert len(gateway.requests) == 1
+    gateway.script(step)
+    model = make(gateway, timeout=0.6 if isinstance(step, Silence) else 5.0)
+    error = routed(model, way)
+    assert len(gateway.requests) == 1
     assert error.kind is kind
     assert {name: getattr(error, name) for name in facts} == facts
 
@@ -183,12 +182,11 @@ def test_a_refused_connection_was_never_sent(
 
 @every_way
 @pytest.mark.parametrize("make", [chat_openai, chat_anthropic])
-def test_a_key_is_not_shown(make: Any, way: Way) -> None:
+def test_a_key_is_not_shown(gateway: FaultyGateway, make: Any, way: Way) -> None:
     """A server that quotes the key does not bring it into a log or a trace."""
     body = {"error": {"type": "authentication_error", "message": f"invalid: {KEY}."}}
-    with FaultyGateway() as gateway:
-        gateway.script(Status(401, JSON, body))
-        error = routed(make(gateway), way)
+    gateway.script(Status(401, JSON, body))
+    error = routed(make(gateway), way)
     shown = f"{error.body} {''.join(traceback.format_exception(error))}"
     assert "invalid: ***." in shown
     assert KEY not in shown
@@ -196,14 +194,15 @@ def test_a_key_is_not_shown(make: Any, way: Way) -> None:
 
 @every_way
 @pytest.mark.parametrize("end", ["\n", "\x00 the rest of it"], ids=["line", "nul"])
-def test_a_key_that_no_header_can_carry_is_the_routes_fault(way: Way, end: str) -> None:
+def test_a_key_that_no_header_can_carry_is_the_routes_fault(
+    gateway: FaultyGateway, way: Way, end: str
+) -> None:
     """A key with a line feed or NUL is not sent and not shown, and counts as a 401."""
-    with FaultyGateway() as gateway:
-        model = chat_openai(gateway)
-        for client in (model.root_client, model.root_async_client):
-            client.api_key = f"{KEY}{end}"
-        error = routed(model, way)
-        assert gateway.requests == []
+    model = chat_openai(gateway)
+    for client in (model.root_client, model.root_async_client):
+        client.api_key = f"{KEY}{end}"
+    error = routed(model, way)
+    assert gateway.requests == []
     assert (error.kind, error.may_have_run) == (K.AUTHENTICATION, False)
     shown = "".join(traceback.format_exception(error))
     assert KEY not in shown
@@ -215,24 +214,26 @@ def test_a_key_that_no_header_can_carry_is_the_routes_fault(way: Way, end: str) 
 @pytest.mark.parametrize(
     "odd", ['{"a":' * 700 + "0" + "}" * 700, '"9"' * 1, "9" * 5_000], ids=len
 )
-def test_an_odd_error_is_an_error(way: Way, status: int, odd: str) -> None:
+def test_an_odd_error_is_an_error(
+    gateway: FaultyGateway, way: Way, status: int, odd: str
+) -> None:
     """What a provider says of its failure may be odd; that it failed is still known."""
     document = f'{{"error": {{"message": "odd", "type": {odd}}}}}'
     is_event = way.is_streaming and status == 200
     body = f"data: {document}\n\n" if is_event else document
-    with FaultyGateway() as gateway:
-        gateway.script(Body(status, EVENTS if is_event else JSON, body))
-        error = routed(chat_openai(gateway), way)
+    gateway.script(Body(status, EVENTS if is_event else JSON, body))
+    error = routed(chat_openai(gateway), way)
     assert isinstance(error, RetryRouterError)
     assert error.status_code in {None, status}
 
 
 @every_way
-def test_an_error_of_ours_is_handed_on_as_it_is(way: Way) -> None:
+def test_an_error_of_ours_is_handed_on_as_it_is(
+    gateway: FaultyGateway, way: Way
+) -> None:
     """GPTRouter names its own failures, and nothing of them gets lost."""
-    with FaultyGateway() as gateway:
-        gateway.script(Status(429, {"retry-after": "3"}))
-        error = routed(gpt_router(gateway, "gpt-4o", max_retries=0), way)
+    gateway.script(Status(429, {"retry-after": "3"}))
+    error = routed(gpt_router(gateway, "gpt-4o", max_retries=0), way)
     assert (type(error).__name__, error.retry_after) == ("GPTRouterRateLimitError", 3)
 
 

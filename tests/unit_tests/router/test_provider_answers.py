@@ -20,13 +20,14 @@ from .attempts import WAYS, Way, ask, error_of, router_of
 
 @pytest.mark.parametrize("way", [WAYS[0], WAYS[3]], ids=str)
 @pytest.mark.parametrize("entry", DATA["answers"], ids=lambda entry: entry["name"])
-def test_an_answer_has_its_kind_and_its_wait(entry: dict[str, Any], way: Way) -> None:
+def test_an_answer_has_its_kind_and_its_wait(
+    gateway: FaultyGateway, entry: dict[str, Any], way: Way
+) -> None:
     """Status, codes, sentences and headers of a provider are understood as meant."""
     make = chat_anthropic if entry["protocol"] == "anthropic" else chat_openai
-    with FaultyGateway() as gateway:
-        gateway.script(status_of(entry))
-        error = error_of(way, router_of(make(gateway), clock=None))
-        assert len(gateway.requests) == 1
+    gateway.script(status_of(entry))
+    error = error_of(way, router_of(make(gateway), clock=None))
+    assert len(gateway.requests) == 1
     check(error, entry)
 
 

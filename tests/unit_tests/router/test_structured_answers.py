@@ -24,12 +24,7 @@ from langchain_retryrouter import (
     RetryRouter,
     UnavailableError,
 )
-from langchain_retryrouter.testing import (
-    Answer,
-    FaultyGateway,
-    Status,
-    ToolCall,
-)
+from langchain_retryrouter.testing import Answer, FaultyGateway, Status, ToolCall
 from tests.support.models import chat_openai
 from tests.unit_tests.conftest import Twin
 
@@ -83,13 +78,6 @@ def ask(way: str, chain: Any, prompt: str = "Who?") -> Any:
     is_batch = way.endswith("batch")
     (result,) = twin.batch(chain, [prompt]) if is_batch else twin.stream(chain, prompt)
     return result
-
-
-@pytest.fixture
-def gateway() -> Iterator[FaultyGateway]:
-    """OpenAI's API, and Anthropic's."""
-    with FaultyGateway() as gateway:
-        yield gateway
 
 
 @pytest.fixture
