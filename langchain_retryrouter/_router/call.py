@@ -211,15 +211,11 @@ class BaseRouterCall:
             router.spend_limit,
         )
         self._failover = FailoverRules(router.failover_on)
-        self._judge = judge = AnswerJudge(router.accept, self._failover.hears_length)
-        if memory.output is not None:
-            judge.parse = memory.output.parse
-            judge.refused_formats = memory.output.refused
-        self._needs_whole = (
-            judge.hears_length
-            or judge.parse is not None
-            or judge.accept is not None
-            or any(route.accept is not None for route in routes)
+        hears_length = self._failover.hears_length
+        self._judge = AnswerJudge(router.accept, hears_length, memory.output)
+        accepts = (router.accept, *(route.accept for route in routes))
+        self._needs_whole = hears_length or any(
+            one is not None for one in (memory.output, *accepts)
         )
         everywhere = [] if router.rate_limit is None else [router.rate_limit]
         self._state = CallState(
@@ -487,7 +483,7 @@ class BaseRouterCall:
         """The attempt that has just begun, on the route at `position`."""
         position = self._state.position if position is None else position
         route = self._routes[position]
-        if route.by_tool is not None and route.name in self._judge.refused_formats:
+        if route.by_tool is not None and route.name in self._memory.output.refused:
             route = route.by_tool
         number, began = self._state.attempts, self._clock.monotonic()
         attempt = RouteAttempt(route, position, number, began)
@@ -557,7 +553,7 @@ class BaseRouterCall:
         elif by_tool is not None and _ABOUT_FORMAT.search(named.message):
             attempt.route = by_tool
             self._fit(attempt)
-            self._judge.refused_formats.add(name)
+            self._memory.output.refused.add(name)
         else:
             if attempt.is_prefilled:
                 self._refused_prefill.add(name)
@@ -592,8 +588,8 @@ class BaseRouterCall:
         named = name_failure(error, self._clock.time())
         headers = safe_getattr(safe_getattr(error, "response"), "headers")
         self._state.read_headers(attempt.number, headers)
-        is_unread = named.kind is FailureKind.UNKNOWN and self._judge.parse is not None
-        if is_unread and isinstance(error, ValidationError):
+        is_unread = named.kind is FailureKind.UNKNOWN
+        if is_unread and self._memory.output and isinstance(error, ValidationError):
             return self._judge.misfit(attempt, error)  # Parsed by the SDK itself.
         is_key = isinstance(error, KeyError) and PAYLOADS.issuperset(error.args)
         is_key = is_key and not failed_at_request(error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -65,18 +65,15 @@ class AnswerJudge:
     Attributes:
         accept: The router's own function of an answer.
         hears_length: Whether an answer that a token limit cut is a failure.
-        parse: Makes the object that is asked for, or raises a ValueError.
-        refused_formats: The routes that are asked for it by a tool, since they refused
-            their own format.
+        output: The `OutputFormat` that answers must fit, if there is one.
         repairs: What shows a model why its answer does not fit, by its route's
             position.
         hopeless: The error of a model that has seen its mistake, and repeats it.
     """
 
-    accept: Accept | None = None
-    hears_length: bool = False
-    parse: Callable[[BaseMessage], Any] | None = None
-    refused_formats: set[str] = field(default_factory=set)
+    accept: Accept | None
+    hears_length: bool
+    output: Any
     repairs: dict[int, list[BaseMessage]] = field(default_factory=dict)
     hopeless: RetryRouterError | None = None
 
@@ -121,9 +118,9 @@ class AnswerJudge:
             cut.raw_message = message
             if self.hears_length:
                 raise cut
-        if self.parse is not None:
+        if self.output is not None:
             try:
-                parsed = self.parse(message)
+                parsed = self.output.parse(message)
             except ValueError as error:
                 raise cut or self.misfit(attempt, error, message) from error
         for accept in (attempt.route.accept, self.accept):

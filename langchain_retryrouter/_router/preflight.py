@@ -392,13 +392,11 @@ def worst_case(
                 " money needs both counts"
             )
             raise ValueError(msg)
-    effects = {
-        kind: FailureAction.FAILOVER
-        if action is FailureAction.RETRY
-        and not (policy.max_retries and is_retryable(kind))
-        else action
-        for kind, action in after.items()
-    }
+    effects = dict(after)
+    for kind, action in after.items():
+        is_retried = policy.max_retries > 0 and is_retryable(kind)
+        if action is FailureAction.RETRY and not is_retried:
+            effects[kind] = FailureAction.FAILOVER
     # A route that was left is asked again before the call gives up.
     repeats = any(
         is_retryable(kind) and action is not FailureAction.RAISE
@@ -407,10 +405,7 @@ def worst_case(
     is_repeated = repeats or stream_recovery == "continue"
     attempts = policy.max_attempts if is_repeated else 1
     between = policy.explain().waited if repeats else 0.0
-
-    def limited(seconds: float) -> float:
-        return seconds if policy.deadline is None else min(seconds, policy.deadline)
-
+    most = policy.deadline or math.inf
     costs = []
     for route in routes:
         cost, remarks = route.route_cost, []
@@ -427,7 +422,7 @@ def worst_case(
                 requests = 0
             each = None if route.prices is None else route.prices.cost(tokens)
             money = None if each is None else requests * each
-        waited = limited(between + attempts * cost.waited)
+        waited = min(most, between + attempts * cost.waited)
         remark = "; ".join([*remarks, *cost.warnings])
         costs.append(Cost(route.name, requests, waited, money, remark))
     sums = [cost.money for cost in costs if cost.money is not None]
@@ -437,10 +432,10 @@ def worst_case(
     first_token = policy.deadline
     if policy.first_token_timeout is not None and stream_recovery != "buffer":
         on_route = attempts * policy.first_token_timeout + between
-        first_token = limited(len(costs) * on_route)
+        first_token = min(most, len(costs) * on_route)
     silent_route = policy.attempt_timeout
     if silent_route is not None:
-        silent_route = limited(silent_route)
+        silent_route = min(most, silent_route)
     elif policy.deadline is not None:
         silent_route = policy.deadline / max(1, len(costs))
     stall = policy.stall_timeout
@@ -448,11 +443,11 @@ def worst_case(
     return RoutingWorstCase(
         routes=tuple(costs),
         requests=sum(cost.requests for cost in costs),
-        waited=limited(sum(cost.waited for cost in costs)),
+        waited=min(most, sum(cost.waited for cost in costs)),
         seconds=policy.deadline,
         first_token=first_token,
         silent_route=silent_route,
-        silent_stream=policy.deadline if stall is None else limited(stall),
+        silent_stream=policy.deadline if stall is None else min(most, stall),
         money=total,
         after=effects,
         limits=tuple(

@@ -245,15 +245,21 @@ async def test_cancelled_while_it_closes(shared: Shared) -> None:
 # --- models that swallow a cancellation ---
 
 
+async def swallow(_: object = None) -> bool:
+    """Waits to be cancelled, and goes on as if that had not happened."""
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.get_running_loop().create_future()
+    return True
+
+
 class Swallowing(FakeListChatModel):
-    """Waits to be cancelled, and answers or fails as if that had not happened."""
+    """Answers or fails after a cancellation."""
 
     responses: list[str] = ["an answer"]  # noqa: RUF012 - a field
     error: Exception | None = None
 
     async def _swallow(self) -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.get_running_loop().create_future()
+        await swallow()
         if self.error is not None:
             raise self.error
 
@@ -270,16 +276,24 @@ class Swallowing(FakeListChatModel):
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-@pytest.mark.parametrize("error", [None, ValueError("an error")])
+@pytest.mark.parametrize(
+    ("first", "accept"),
+    [
+        (Swallowing(), None),
+        (Swallowing(error=ValueError("an error")), None),
+        (FakeListChatModel(responses=["an answer"]), swallow),
+    ],
+    ids=["answers", "fails", "accepts"],
+)
 async def test_a_lost_cancellation_is_raised_again(
-    error: Exception | None, *, is_stream: bool
+    first: FakeListChatModel, accept: Any, *, is_stream: bool
 ) -> None:
-    """A cancelled call ends as cancelled, and asks nobody, whatever the model did.
+    """A cancelled call ends as cancelled, and asks nobody, whatever was done.
 
     `asyncio.timeout` cancels as well. A task that cleans up may call a model again.
     """
     answer = FakeListChatModel(responses=["cleaned up", "not asked"])
-    router = RetryRouter(routes=[Swallowing(error=error), answer])
+    router = RetryRouter(routes=[first, answer], accept=accept)
 
     async def call(model: Any = router) -> str:
         if is_stream:
