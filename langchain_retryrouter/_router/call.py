@@ -1,11 +1,9 @@
 """One call of a `RetryRouter`: its attempts, and what becomes of their answers.
 
 The engine (`_retry.engine`, `_retry.streaming`) decides when an attempt is made, and
-asks `RouterCall` or `AsyncRouterCall` to make it. An attempt asks the model of one
-route, gives each exception its meaning, and judges the answer: an answer that is empty,
-filtered or cut is a failure. `BaseRouterCall` has what the sync and async variant
-share: the choice of routes, failures, continuation of broken streams, hedging and the
-attempt log.
+asks `RouterCall` to make it. An attempt asks the model of one route, gives each
+exception its meaning, and judges the answer: an answer that is empty, filtered or cut
+is a failure.
 """
 
 from __future__ import annotations
@@ -162,8 +160,8 @@ class FailoverRules:
         return None
 
 
-class BaseRouterCall:
-    """What the sync and the async variant of a call share.
+class RouterCall:
+    """One call: its routes, attempts, failures, continued streams, and attempt log.
 
     `is_over` is whether the answer is complete: a stream that is continued takes
     several passes of the engine.
@@ -191,16 +189,11 @@ class BaseRouterCall:
         now, is_open = clock.monotonic(), memory.is_open
         order = memory.order.order(now, is_open, self._conversation)
         order = [index for index in order if not router.routes[index].unfit]
-        routes = [router.routes[index] for index in order]
-        skipped, error = skipped_routes(routes, request)
-        records = [
-            AttemptRecord(None, routes[at].name, "skipped", reason=reason)
-            for at, reason in skipped.items()
-        ]
+        skipped, error = skipped_routes([router.routes[i] for i in order], request)
         if error is None:
-            order = [index for at, index in enumerate(order) if at not in skipped]
-            routes = [router.routes[index] for index in order]
-        self._order, self._routes = order, routes
+            order = [i for i in order if router.routes[i].name not in skipped]
+        self._order = order
+        self._routes = routes = [router.routes[index] for index in order]
         self._attempts: dict[int, RouteAttempt] = {}
         self._costs = CallCosts(
             routes,
@@ -234,7 +227,10 @@ class BaseRouterCall:
             spend_limits=self._costs.limits,
         )
         observe_run(self._state, run, trace_attempts=router.trace_attempts)
-        self._state.records += records
+        self._state.records += [
+            AttemptRecord(None, route, "skipped", reason=reason)
+            for route, reason in skipped.items()
+        ]
         if error is not None:
             self._state.open()
             self._state.end(error)
@@ -705,9 +701,7 @@ class BaseRouterCall:
         held, check.held = check.held, []
         return [StreamEvent(chunk, ChunkInfo()) for chunk in held]
 
-
-class RouterCall(BaseRouterCall):
-    """One call of sync models."""
+    # --- attempts ---
 
     def generate(self, _: Attempt) -> ChatResult:
         """One attempt's answer."""
@@ -747,12 +741,8 @@ class RouterCall(BaseRouterCall):
             self._judge.judge(message, reason, attempt)
         yield from events
 
-
-class AsyncRouterCall(BaseRouterCall):
-    """One call of async models."""
-
-    async def generate(self, _: Attempt) -> ChatResult:
-        """One attempt's answer; the engine limits its time."""
+    async def agenerate(self, _: Attempt) -> ChatResult:
+        """Async variant of `generate`."""
         begun = self._begin()
         with _Reported(self, begun), reraise_lost_cancellation():
             while True:
@@ -766,11 +756,13 @@ class AsyncRouterCall(BaseRouterCall):
             await self._judge.ajudge(message, reason, begun)
         return result
 
-    async def connect(self, _: Attempt) -> AEventSource[StreamEvent]:
-        """One attempt's stream."""
-        return self._hedged(self._events, AHedgedSource)
+    async def aconnect(self, _: Attempt) -> AEventSource[StreamEvent]:
+        """Async variant of `connect`."""
+        return self._hedged(self._aevents, AHedgedSource)
 
-    async def _events(self, attempt: RouteAttempt) -> AsyncGenerator[StreamEvent, None]:
+    async def _aevents(
+        self, attempt: RouteAttempt
+    ) -> AsyncGenerator[StreamEvent, None]:
         attempt.received = 0
         with _Reported(self, attempt):
             while True:
@@ -806,7 +798,7 @@ class _Reported:
     for that StopIteration.
     """
 
-    def __init__(self, call: BaseRouterCall, attempt: RouteAttempt) -> None:
+    def __init__(self, call: RouterCall, attempt: RouteAttempt) -> None:
         self._call, self._attempt = call, attempt
 
     def __enter__(self) -> None: ...

@@ -119,8 +119,8 @@ _TELLS_KIND: Final = ("mime_type", "media_type", "file_data", "data", "filename"
 
 def skipped_routes(
     routes: Sequence[Route], request: ModelRequest
-) -> tuple[dict[int, str], ContextLengthError | None]:
-    """The reasons why routes cannot take a request, by the routes' positions.
+) -> tuple[dict[str, str], ContextLengthError | None]:
+    """The reasons why routes cannot take a request, by the routes' names.
 
     Empty if none can take it: then all are asked, since a profile may be mistaken. But
     for a prompt that is too long for every route there is an error.
@@ -133,13 +133,13 @@ def skipped_routes(
     texts = [text for message in messages for text in _texts_of(message)]
     characters, most = sum(map(len, texts)), 0
     reasons, limits = {}, []
-    for position, (route, profile) in enumerate(zip(routes, profiles, strict=True)):
+    for route, profile in zip(routes, profiles, strict=True):
         limit = _max_input_tokens(profile)
         # No token is shorter than a character.
         if _exceeds(characters, limit) and (tokens := _count(texts, limit)):
             most = max(most, tokens)
             limits.append(f"{route.name} {limit:,}")
-            reasons[position] = (
+            reasons[route.name] = (
                 f"the prompt has at least {tokens:,} tokens, and the model takes"
                 f" {limit:,}"
             )
@@ -155,7 +155,7 @@ def skipped_routes(
         if is_schema and profile.get("structured_output") is False:
             lacks.append("schema")
         if lacks:
-            reasons[position] = f"the model takes no {' and no '.join(lacks)}"
+            reasons[route.name] = f"the model takes no {' and no '.join(lacks)}"
     if len(limits) == len(routes):
         msg = (
             f"nothing was sent: the prompt has at least {most:,} tokens, and the"

@@ -55,7 +55,6 @@ from langchain_retryrouter._retry.streaming import astream, stream
 from langchain_retryrouter._router import preflight, setup
 from langchain_retryrouter._router.call import (
     OWN_LS_PARAMS,
-    AsyncRouterCall,
     FailoverRules,
     RouterCall,
     info_of,
@@ -480,10 +479,10 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         request = preflight.ModelRequest(messages, stop, kwargs)
-        router_call = AsyncRouterCall(self, self._memory, request, run_manager)
+        router_call = RouterCall(self, self._memory, request, run_manager)
         notify = AsyncNotifier(run_manager)
         with router_call:
-            result = await acall(router_call.context(), router_call.generate, notify)
+            result = await acall(router_call.context(), router_call.agenerate, notify)
         return router_call.with_attempt_log(result)
 
     def _stream(
@@ -519,11 +518,11 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         request = preflight.ModelRequest(messages, stop, kwargs)
         run = run_manager_of(self, run_manager, AsyncCallbackManagerForLLMRun)
-        router_call = AsyncRouterCall(self, self._memory, request, run)
+        router_call = RouterCall(self, self._memory, request, run)
         context = router_call.context()
         notify = AsyncNotifier(run)
         while not router_call.is_over:
-            events = astream(context, router_call.connect, lambda: info_of, notify)
+            events = astream(context, router_call.aconnect, lambda: info_of, notify)
             with router_call:
                 async with contextlib.aclosing(events):
                     async for event in events:
@@ -639,11 +638,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
 
         A route without a counter of its own is passed over, and one whose counter
         fails is for a minute. If no route can count, langchain-core's approximate
-        number is returned.
-
-        Args:
-            messages: The messages.
-            tools: Tools that are offered, for counters that count them.
+        number is returned. `tools` that are offered count where a counter counts them.
         """
         if self.custom_get_token_ids is not None:
             return super().get_num_tokens_from_messages(messages, tools)
