@@ -335,11 +335,12 @@ def test_a_stream_may_break_more_than_once(pair: Pair) -> None:
 
 def test_tool_calls_are_never_continued(pair: Pair) -> None:
     """Half a tool call has no other half elsewhere."""
+    tool = {"type": "function", "function": {"name": "look", "parameters": {}}}
     call = ToolCall("look", ('{"a', '": 1}'))
     pair.primary.always(Answer(tool_calls=(call,), finish_reason=None))
 
     with pytest.raises(StreamInterruptedError):
-        pair.twin.stream(continuing(pair), "hi", tools=[TOOL])
+        pair.twin.stream(continuing(pair), "hi", tools=[tool])
 
     assert pair.asked() == (1, 0)
 
@@ -536,20 +537,6 @@ def test_a_history_of_another_provider_survives(pair: Pair) -> None:
     assert told_by_claude.content == [thought, said]
     (line,) = attempts_of(answer)
     assert line["left_out"] == ["thinking"]
-
-
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "look",
-        "description": "Look at a place.",
-        "parameters": {
-            "type": "object",
-            "properties": {"at": {"type": "string"}},
-            "required": ["at"],
-        },
-    },
-}
 
 
 # --- construction ---

@@ -47,6 +47,7 @@ from langchain_retryrouter.testing import (
 )
 from tests.support.alone import run_alone
 from tests.unit_tests.retry.scripted import fail_elsewhere
+from tests.unit_tests.router.anthropic_wire import ANSWER
 
 from .conftest import ENOUGH, SHORT, TEXT, Pair, both_ways
 from .frames import sum_of
@@ -513,11 +514,7 @@ def test_connections_of_another_event_loop_are_no_failure(
     faulty_gateway: FaultyGateway,
 ) -> None:
     """A second `asyncio.run` with many calls is answered, and no breaker opens."""
-    said: dict[str, Any] = {"type": "message", "role": "assistant", "model": "m"}
-    said |= {"id": "1", "stop_reason": "end_turn"}
-    said["content"] = [{"type": "text", "text": "Hello"}]
-    said["usage"] = {"input_tokens": 1, "output_tokens": 1}
-    faulty_gateway.respond("/v1/messages", said)
+    faulty_gateway.respond("/v1/messages", ANSWER)
     # In a process of its own: LangChain's integrations keep the client, and with it the
     # connections of the first event loop, for as long as the process lives.
     addresses = {"openai": faulty_gateway.openai_url, "anthropic": faulty_gateway.url}

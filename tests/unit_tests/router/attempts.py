@@ -5,6 +5,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGenerationChunk
@@ -30,6 +31,8 @@ class Way:
 
 
 WAYS = [Way(is_async=a, is_streaming=s) for a in (False, True) for s in (False, True)]
+every_way = pytest.mark.parametrize("way", WAYS, ids=str)
+"""Runs a test in each way."""
 
 
 def ask(

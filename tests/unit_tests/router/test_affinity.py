@@ -22,15 +22,15 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 
-from langchain_retryrouter import RetryPolicy, RetryRouter, Route
+from langchain_retryrouter import RetryRouter, Route
 from langchain_retryrouter._router.preflight import conversation_of
 from langchain_retryrouter.testing import FakeClock
 
-from .attempts import WAYS, Way, message_of
+from . import attempts
+from .attempts import Way, every_way, message_of
 
 CONVERSATIONS = 1_000
 EQUAL = {"a": 1.0, "b": 1.0, "c": 1.0}
-every_way = pytest.mark.parametrize("way", WAYS, ids=str)
 
 
 class Place(FakeListChatModel):
@@ -71,14 +71,8 @@ def router_of(
         Route(model=Place(responses=[name]), name=name, weight=weight)
         for name, weight in weights.items()
     ]
-    settings: dict[str, Any] = {
-        "retry_policy": RetryPolicy(max_retries=0),
-        "clock": FakeClock(),
-        **fields,
-    }
-    return RetryRouter(
-        routes=routes, strategy=strategy, affinity="conversation", **settings
-    )
+    fields = {"strategy": strategy, "affinity": "conversation", **fields}
+    return attempts.router_of(*routes, **fields)
 
 
 def pins(router: RetryRouter, conversations: int = CONVERSATIONS) -> list[str]:

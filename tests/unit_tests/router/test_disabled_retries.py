@@ -29,7 +29,7 @@ from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
 from tests.support.models import CLOSE, KEY, chat_openai, gpt_router
 
 from .anthropic_wire import chat_anthropic
-from .attempts import WAYS, Way, error_of, router_of
+from .attempts import WAYS, Way, error_of, every_way, router_of
 
 NewModel = Callable[[FaultyGateway], Any]
 
@@ -82,7 +82,7 @@ ONCE: dict[str, tuple[NewModel, int, str]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@every_way
 @pytest.mark.parametrize("name", ONCE)
 def test_a_sick_provider_gets_the_routers_requests_alone(
     sick_gateway: FaultyGateway,

@@ -15,20 +15,20 @@ from langchain_retryrouter import (
     AuthenticationError,
     RateLimitError,
     RetryPolicy,
+    RetryRouter,
     RetryRouterError,
+    Route,
     UnavailableError,
 )
-from langchain_retryrouter._router.route import Route
-from langchain_retryrouter.chat_models.retry_router import RetryRouter
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
 from tests.support.models import chat_openai, gpt_router
 
-from .attempts import WAYS, Way, error_of, router_of
+from .attempts import Way, error_of, every_way, router_of
 
 new_router = functools.partial(router_of, retries=2)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@every_way
 @pytest.mark.parametrize("recovery", ["error", "buffer", "continue"])
 def test_a_sick_provider_gets_the_requests_of_explain(
     faulty_gateway: FaultyGateway, way: Way, recovery: str

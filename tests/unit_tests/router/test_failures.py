@@ -48,14 +48,13 @@ from langchain_retryrouter.testing import (
 from tests.support.models import KEY, NOWHERE, chat_openai, gpt_router
 
 from .anthropic_wire import after_the_beginning, chat_anthropic, event, problem
-from .attempts import WAYS, Way, ask, error_of, router_of
+from .attempts import WAYS, Way, ask, error_of, every_way, router_of
 
 K = FailureKind
 JSON = {"content-type": "application/json"}
 EVENTS = {"content-type": "text/event-stream"}
 STREAMING = [way for way in WAYS if way.is_streaming]
 WHOLE = [way for way in WAYS if not way.is_streaming]
-every_way = pytest.mark.parametrize("way", WAYS, ids=str)
 
 
 def routed(model: BaseChatModel, way: Way = WAYS[0]) -> Any:

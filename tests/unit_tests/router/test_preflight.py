@@ -26,10 +26,9 @@ from langchain_retryrouter._router.preflight import tokens_at_least
 from langchain_retryrouter.testing import FaultyGateway
 from tests.support.models import gpt_router
 
-from .attempts import WAYS, Way, ask
+from .attempts import Way, ask, every_way
 
 ONCE = RetryPolicy(max_retries=0)
-every_way = pytest.mark.parametrize("way", WAYS, ids=str)
 TOOL = {
     "type": "function",
     "function": {"name": "now", "parameters": {"type": "object", "properties": {}}},
