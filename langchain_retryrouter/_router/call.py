@@ -129,9 +129,8 @@ info_of: Final = attrgetter("info")
 class FailoverRules:
     """What follows failures, by the caller's `failover_on`.
 
-    Attributes:
-        actions: What follows each kind of failure.
-        hears_length: Whether an answer that a token limit cut is a failure.
+    `actions` are those of each kind, and `hears_length` is whether an answer that a
+    token limit cut is a failure.
     """
 
     def __init__(self, failover_on: FailoverRule | list[FailoverRule]) -> None:
@@ -174,11 +173,7 @@ class RouterCall:
         request: ModelRequest,
         run: AnyRunManager | None,
     ) -> None:
-        """Choose the routes of a call, in their order.
-
-        Raises:
-            ContextLengthError: No route can hold the prompt.
-        """
+        """Choose the routes; a `ContextLengthError` if none can hold the prompt."""
         self._router, self._memory = router, memory
         self._request, self._run = request, run
         self._clock = clock = router.clock or SYSTEM_CLOCK

@@ -80,12 +80,7 @@ def init_model(spec: str, /, **params: Any) -> BaseChatModel:
 
 
 def init_by_name(spec: str, module: str, function: str, /, **params: Any) -> Any:
-    """What a function of langchain makes of a string such as "openai:gpt-5.5".
-
-    Raises:
-        ImportError: langchain, or the provider's package, is not installed.
-        ValueError: It is not "provider:model", or the provider is not known.
-    """
+    """What a function of langchain makes of a string such as "openai:gpt-5.5"."""
     provider, name = (part.strip() for part in spec.partition(":")[::2])
     if not provider or not name:
         msg = (
@@ -116,8 +111,7 @@ def unbound(model: Any) -> tuple[Any, dict[str, Any]]:
 def model_and_options(given: Any) -> tuple[BaseChatModel, dict[str, Any]]:
     """The chat model that a route asks, and the options that were bound to it.
 
-    Raises:
-        TypeError: It is not a chat model, or has a config that would be lost.
+    What is not a chat model, or has a config that would be lost, is a TypeError.
     """
     bound = given
     while isinstance(bound, RunnableBinding):
@@ -161,12 +155,7 @@ def pool_settings(
     api_keys: Sequence[str | SecretStr | KeyFunction] | None,
     base_urls: Sequence[str] | None,
 ) -> list[dict[str, Any]]:
-    """The key and the address of each route of a pool. No key is in a message.
-
-    Raises:
-        TypeError: One of the arguments is not a list.
-        ValueError: A key or an address is missing or there twice.
-    """
+    """The key and the address of each route of a pool. No key is in a message."""
     lists: dict[str, list[Any]] = {}
     for name, values in {"api_key": api_keys, "base_url": base_urls}.items():
         if values is None:

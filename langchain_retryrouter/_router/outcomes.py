@@ -60,21 +60,14 @@ class RouteAttempt:
 
 @dataclass(slots=True)
 class AnswerJudge:
-    """Judges the answers of one call by what the caller asks of them.
-
-    Attributes:
-        accept: The router's own function of an answer.
-        hears_length: Whether an answer that a token limit cut is a failure.
-        output: The `OutputFormat` that answers must fit, if there is one.
-        repairs: What shows a model why its answer does not fit, by its route's
-            position.
-        hopeless: The error of a model that has seen its mistake, and repeats it.
-    """
+    """Judges the answers of one call by what the caller asks of them."""
 
     accept: Accept | None
-    hears_length: bool
-    output: Any
+    hears_length: bool  # Whether an answer that a token limit cut is a failure.
+    output: Any  # The `OutputFormat` that answers must fit, if there is one.
+    # What shows a model why its answer does not fit, by its route's position.
     repairs: dict[int, list[BaseMessage]] = field(default_factory=dict)
+    # The error of a model that has seen its mistake, and repeats it.
     hopeless: RetryRouterError | None = None
 
     def judge(
@@ -107,8 +100,7 @@ class AnswerJudge:
     ) -> Iterator[tuple[Accept, Any]]:
         """What each `accept` says of an answer, and of the object that it holds.
 
-        Raises:
-            RetryRouterError: There is none that fits, or a limit cut the answer.
+        An answer that a limit cut, or that holds no object that fits, is an error.
         """
         cut, parsed = None, None
         if kind_of(reason) is FailureKind.LENGTH:
@@ -214,11 +206,7 @@ class PrefixFilter:
         self._is_optional = is_optional
 
     def strip(self, chunk: ChatGenerationChunk) -> bool:
-        """Take the known text out of `chunk`; whether anything new is left.
-
-        Raises:
-            StreamInterruptedError: This answer begins differently.
-        """
+        """Take the known text out of `chunk`; whether anything new is left."""
         text = chunk.text
         if not self._missing or not text:
             return not self._missing
@@ -236,11 +224,7 @@ class PrefixFilter:
         return bool(rest)
 
     def end(self) -> None:
-        """The second answer is over.
-
-        Raises:
-            StreamInterruptedError: It is shorter than what was delivered.
-        """
+        """The second answer is over, which is an error if it is shorter."""
         if self._missing and (self._taken.strip() or not self._is_optional):
             raise self._another_answer()
 

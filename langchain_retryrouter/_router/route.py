@@ -453,9 +453,8 @@ class Route(Serializable):
     def with_tools(self, tools: Sequence[Any], **kwargs: Any) -> Route:
         """This route, offering `tools` in its provider's form, and its own tools.
 
-        Raises:
-            TypeError: If its model cannot, or binds them in a way that cannot be used.
-            ValueError: If it cannot honour one of the tools or arguments.
+        It is a TypeError if its model has no tools, and a ValueError if it cannot
+        honour one of these tools or arguments.
         """
         try:
             request = tools_request(self.model, tools, kwargs)
@@ -522,8 +521,7 @@ class Route(Serializable):
     ) -> Route:
         """This route, asking for an object of `schema`, which is `json_schema` in JSON.
 
-        Raises:
-            ValueError: If its model cannot honour the method or `strict`.
+        It is a ValueError if its model cannot honour the method or `strict`.
         """
         if method == "auto":
             ask = functools.partial(self.with_format, schema, json_schema)

@@ -73,11 +73,7 @@ class RouterMemory:
     """
 
     def __init__(self, router: RouterFields) -> None:
-        """Of a new router.
-
-        Raises:
-            TypeError: There is nothing to share in the router's store.
-        """
+        """Of a new router; a TypeError if it has nothing to share in its store."""
         is_list = router.strategy == "priority"
         if router.affinity and "strategy" not in router.model_fields_set:
             is_list = not any("weight" in r.model_fields_set for r in router.routes)
@@ -135,11 +131,7 @@ class RouterMemory:
 
 
 def breaker_settings(value: Any) -> CircuitBreakerSettings | None:
-    """Numbers of the breakers of a router's routes, with its defaults; None for none.
-
-    Raises:
-        ValueError: They are none that a `CircuitBreaker` takes.
-    """
+    """Numbers of the breakers of routes, with a router's defaults; None for none."""
     if value is None:
         return None
     try:
@@ -185,12 +177,7 @@ def prepare_routes(routes: list[Route]) -> list[Route]:
 
 
 def check_routes(routes: Sequence[Route], *, needs_prices: bool) -> None:
-    """Refuse routes that cannot be limited, or would hold each other.
-
-    Raises:
-        ValueError: A price is not known that a limit needs, or routes that are to
-            differ share a key or a breaker.
-    """
+    """Refuse routes that cannot be limited, or would hold each other."""
     keys: dict[Hashable, str] = {}
     breakers = set()
     for route in routes:
@@ -225,9 +212,7 @@ def bound_routes(
 ) -> list[Route]:
     """The routes as `bind` makes them; those that it cannot make are not asked.
 
-    Raises:
-        TypeError: It can make none of them.
-        ValueError: As TypeError.
+    If it can make none of them, its error is raised.
     """
     bound, errors = [], []
     for route in routes:

@@ -169,11 +169,7 @@ class RouteOrder(OneForAll, Locked):
         seed: int | None,
         is_list: bool,
     ) -> None:
-        """With `is_list`, routes without a tier or group are asked in the list's order.
-
-        Raises:
-            ValueError: All weights are 0.
-        """
+        """With `is_list`, routes without a tier or group keep the order of the list."""
         super().__init__()
         self._made = functools.partial(
             RouteOrder, routes, strategy, seed=seed, is_list=is_list

@@ -63,11 +63,7 @@ def tool_options(
     strict: bool | None = None,
     parallel_tool_calls: bool | None = None,
 ) -> dict[str, Any]:
-    """The options of a call that offers `tools`; none if there are no tools.
-
-    Raises:
-        ValueError: If `tool_choice` asks for a tool that is not given.
-    """
+    """The options of a call that offers `tools`; none if there are no tools."""
     choice = read_tool_choice(tool_choice)
     if not tools:
         # Agents without tools bind an empty list. Providers refuse it, and also options
@@ -101,11 +97,7 @@ def structured_model(
     strict: bool | None,
     **kwargs: Any,
 ) -> Runnable[LanguageModelInput, Any]:
-    """`model`, answering with an object of a pydantic class, or else with a dict.
-
-    Raises:
-        ValueError: For a method that does not exist or does not fit the arguments.
-    """
+    """`model`, answering with an object of a pydantic class, or else with a dict."""
     if method not in get_args(Method):
         methods = ", ".join(map(repr, get_args(Method)))
         msg = f"method must be one of {methods}, not {method!r}"
@@ -200,12 +192,7 @@ class OutputFormat:
     """
 
     def __init__(self, schema: Schema | None, *, may_call: bool = False) -> None:
-        """Before any answer.
-
-        Args:
-            schema: A pydantic class, a TypedDict, or a JSON schema; None for any JSON.
-            may_call: Whether an answer may call other tools instead.
-        """
+        """Of any JSON without a schema; with `may_call`, other tools may be called."""
         self._may_call = may_call
         self.schema = schema
         self.refused: set[str] = set()
