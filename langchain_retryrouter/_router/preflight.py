@@ -136,7 +136,7 @@ def skipped_routes(
     for route, profile in zip(routes, profiles, strict=True):
         limit = _max_input_tokens(profile)
         # No token is shorter than a character.
-        if _exceeds(characters, limit) and (tokens := _count(texts, limit)):
+        if characters > _MARGIN * limit and (tokens := _count(texts, limit)):
             most = max(most, tokens)
             limits.append(f"{route.name} {limit:,}")
             reasons[route.name] = (
@@ -207,11 +207,6 @@ def _max_input_tokens(profile: Mapping[str, Any]) -> float:
     return limit if isinstance(limit, int | float) and limit > 0 else math.inf
 
 
-def _exceeds(tokens: int, limit: float) -> bool:
-    """Whether so many tokens are too many beyond doubt."""
-    return tokens > limit * _MARGIN
-
-
 def _count(texts: Sequence[str], limit: float) -> int:
     """The tokens that texts have at least, if that is too many; 0 if it is in doubt.
 
@@ -219,13 +214,13 @@ def _count(texts: Sequence[str], limit: float) -> int:
     """
     if sum(text.count(one) for text in texts for one in " \n\t") > limit:
         words = sum(len(text.split()) for text in texts)
-        if _exceeds(words, limit):
+        if words > _MARGIN * limit:
             return words
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
     if size <= limit * _BYTES:
         return 0
     tokens = sum(map(tokens_at_least, texts))
-    return tokens if _exceeds(tokens, limit) else 0
+    return tokens if tokens > _MARGIN * limit else 0
 
 
 def tokens_at_least(text: str) -> int:
@@ -417,7 +412,7 @@ def worst_case(
             remarks.append(f"{tier}, weight {route.weight:g}")
         if has_tokens:
             limit = _max_input_tokens(_profile_of(route))
-            if _exceeds(cast("int", tokens["input_tokens"]), limit):
+            if cast("int", tokens["input_tokens"]) > _MARGIN * limit:
                 remarks.append(f"skipped: the model takes {limit:,} tokens")
                 requests = 0
             each = None if route.prices is None else route.prices.cost(tokens)
