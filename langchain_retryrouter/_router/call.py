@@ -704,7 +704,8 @@ class RouterCall:
         with _Reported(self, begun):
             while True:
                 try:
-                    result = begun.route.generate(begun.messages, begun.options)
+                    route = begun.route.keyed()
+                    result = route.generate(begun.messages, begun.options)
                     break
                 except Exception as error:
                     if not self._amend(begun, error):
@@ -723,7 +724,8 @@ class RouterCall:
             while True:
                 check = self._new_check(attempt)
                 try:
-                    chunks = attempt.route.stream(attempt.messages, attempt.options)
+                    route = attempt.route.keyed()
+                    chunks = route.stream(attempt.messages, attempt.options)
                     with contextlib.closing(chunks):
                         for chunk in chunks:
                             yield from self._read(chunk, attempt, check)
@@ -742,7 +744,8 @@ class RouterCall:
         with _Reported(self, begun), reraise_lost_cancellation():
             while True:
                 try:
-                    result = await begun.route.agenerate(begun.messages, begun.options)
+                    route = await begun.route.akeyed()
+                    result = await route.agenerate(begun.messages, begun.options)
                     break
                 except Exception as error:
                     if not self._amend(begun, error):
@@ -764,9 +767,8 @@ class RouterCall:
                 check = self._new_check(attempt)
                 try:
                     with reraise_lost_cancellation():
-                        chunks = await attempt.route.astream(
-                            attempt.messages, attempt.options
-                        )
+                        route = await attempt.route.akeyed()
+                        chunks = await route.astream(attempt.messages, attempt.options)
                     async with contextlib.aclosing(chunks):
                         while True:
                             with reraise_lost_cancellation():

@@ -271,8 +271,22 @@ class Route(Serializable):
         """What it has in common with its alternatives; None if it has none."""
         return self.tier if self.tier is not None else self.pool_id or None
 
-    def with_key(self, key: Any) -> Route:
-        """This route with the key that its function has returned."""
+    def keyed(self) -> Route:
+        """This route with the key that its function returns now, if it has one."""
+        function = self.api_key_function
+        return self if function is None else self._with_key(function())
+
+    async def akeyed(self) -> Route:
+        """Async variant: a function that is not async may wait, and gets a thread."""
+        function: Any = self.api_key_function
+        if function is None:
+            return self
+        if inspect.iscoroutinefunction(function):
+            return self._with_key(await function())
+        key = await asyncio.to_thread(function)
+        return self._with_key(await key if inspect.isawaitable(key) else key)
+
+    def _with_key(self, key: Any) -> Route:
         secret = key.get_secret_value() if isinstance(key, SecretStr) else key
         if not isinstance(secret, str) or not secret:
             if inspect.iscoroutine(key):
@@ -291,14 +305,6 @@ class Route(Serializable):
             for old in list(self._keyed)[:-_MOST_KEPT]:
                 self._keyed.pop(old, None)
         return self.model_copy(update={"model": model, "api_key_function": None})
-
-    async def _awith_key(self) -> Route:
-        """Async variant: a function that is not async may wait, and gets a thread."""
-        function = cast("Callable[[], Any]", self.api_key_function)
-        if inspect.iscoroutinefunction(function):
-            return self.with_key(await function())
-        key = await asyncio.to_thread(function)
-        return self.with_key(await key if inspect.isawaitable(key) else key)
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
@@ -597,8 +603,6 @@ class Route(Serializable):
         self, messages: list[BaseMessage], options: dict[str, Any]
     ) -> ChatResult:
         """The model's answer, through its own cache; `options` are `call_options`."""
-        if self.api_key_function is not None:
-            return self.with_key(self.api_key_function()).generate(messages, options)
         entry = self._cache_entry(messages, options)
         if entry is not None:
             cache, prompt, key = entry
@@ -618,8 +622,6 @@ class Route(Serializable):
         self, messages: list[BaseMessage], options: dict[str, Any]
     ) -> ChatResult:
         """Async variant of `generate`."""
-        if self.api_key_function is not None:
-            return await (await self._awith_key()).agenerate(messages, options)
         entry = self._cache_entry(messages, options)
         if entry is not None:
             cache, prompt, key = entry
@@ -640,8 +642,6 @@ class Route(Serializable):
         self, messages: list[BaseMessage], options: dict[str, Any]
     ) -> Generator[ChatGenerationChunk, None, None]:
         """The chunks of the answer; a single one from a model without streams."""
-        if self.api_key_function is not None:
-            return self.with_key(self.api_key_function()).stream(messages, options)
         if not self._can_stream(options, is_async=False):
             return _chunks_of(self.generate(messages, options))
         streamed = self.model._stream(messages, **options)  # noqa: SLF001
@@ -651,8 +651,6 @@ class Route(Serializable):
         self, messages: list[BaseMessage], options: dict[str, Any]
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         """Async variant of `stream`."""
-        if self.api_key_function is not None:
-            return await (await self._awith_key()).astream(messages, options)
         if not self._can_stream(options, is_async=True):
             return _achunks_of(await self.agenerate(messages, options))
         streamed = self.model._astream(messages, **options)  # noqa: SLF001

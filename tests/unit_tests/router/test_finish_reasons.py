@@ -30,10 +30,9 @@ from langchain_retryrouter.testing import (
 from tests.support.models import chat_openai
 
 from .anthropic_wire import END, TEXT, after_the_beginning, chat_anthropic
-from .attempts import WAYS, Way, ask, error_of, message_of, router_of
+from .attempts import WAYS, Way, ask, error_of, every_way, message_of, router_of
 
 STREAMS = [way for way in WAYS if way.is_streaming]
-every_way = pytest.mark.parametrize("way", WAYS, ids=str)
 streaming = pytest.mark.parametrize("way", STREAMS, ids=str)
 
 

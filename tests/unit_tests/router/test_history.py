@@ -32,7 +32,7 @@ from langchain_retryrouter._providers.integrations import Reader, family, reader
 from langchain_retryrouter.testing import Answer, FaultyGateway, Status
 from tests.support.models import chat_openai
 
-from .attempts import WAYS, Way, ask
+from .attempts import Way, ask, every_way
 
 CALL = {"name": "search", "args": {"q": "a"}, "id": "call_1", "type": "tool_call"}
 THINKING = {"type": "thinking", "thinking": "hm", "signature": "c2ln"}
@@ -414,7 +414,7 @@ def test_nvidia_reads_calls_from_kwargs() -> None:
 # Rejections.
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@every_way
 @pytest.mark.parametrize(
     "fault",
     [
@@ -438,7 +438,7 @@ def test_a_rejected_item_is_left_out_once(way: Way, fault: Status) -> None:
     assert "rejected" in attempt
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@every_way
 def test_a_rejected_request_without_items_is_not_repeated(way: Way) -> None:
     """Where nothing can be left out, a 400 is the answer."""
     with FaultyGateway() as gateway:
