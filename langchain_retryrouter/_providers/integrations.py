@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from langchain_core.language_models.base import LangSmithParams
@@ -537,12 +537,9 @@ def reports_finish_reason(model: BaseChatModel, method: Method) -> bool:
     is_anthropic = facts is INTEGRATIONS["langchain_anthropic"]
     if is_anthropic and not getattr(model, "stream_usage", True):
         # `ChatAnthropic` passes it on then since version 1.7.10.
-        try:
-            numbers = re.findall(r"\d+", version("langchain-anthropic"))
-        except PackageNotFoundError:
-            numbers = []
-        is_new = tuple(map(int, numbers[:3])) >= (1, 7, 10)
-        return is_new or method == "generate"
+        version = getattr(sys.modules.get("langchain_anthropic"), "__version__", "")
+        numbers = re.findall(r"\d+", version)[:3]
+        return method == "generate" or [*map(int, numbers)] >= [1, 7, 10]
     return method in facts.reports_in
 
 

@@ -1,6 +1,7 @@
 """What real providers send, entry by entry, and what the LLM classes make of it."""
 
 import json
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -16,11 +17,7 @@ from .conftest import EVENTS, JSON, Env, choice
 CLASSES = (OpenAI, AzureOpenAI, OpenAIChat)
 ANSWERS = [entry for entry in DATA["answers"] if entry["protocol"] == "openai"]
 REPORTS = [entry for entry in DATA["events"] if entry["kind"]]
-
-
-def name_of(entry: dict[str, Any]) -> str:
-    """What pytest calls the test of an entry."""
-    return str(entry["name"])
+name_of = itemgetter("name")
 
 
 @pytest.mark.parametrize("entry", ANSWERS, ids=name_of)
