@@ -192,6 +192,14 @@ def script(operation: Operation) -> tuple[str, str]:
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
+class _Run(NamedTuple):
+    """What the two threads work with until they are stopped."""
+
+    client: Any
+    jobs: queue.SimpleQueue[_Job | None]
+    stopped: threading.Event
+
+
 class _Lane(Locked):
     """The threads and connections to one address in this process."""
 
@@ -210,11 +218,9 @@ class _Lane(Locked):
         """This is the child of a fork, where the threads are not, or a new lane."""
         super().forked()
         self.process = process_name()
-        self.is_up = True
-        self.is_running = self._is_late = False
+        self.is_up, self._is_late = True, False
+        self.run: _Run | None = None  # None while there are no threads.
         self._worker: threading.Thread | None = None
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._stopped = threading.Event()
         # When all that is watched, and the index of names, is due to be sent.
         self._repair_at = self._index_at = 0.0
         self._logged: dict[str, float] = {}
@@ -229,33 +235,31 @@ class _Lane(Locked):
     def start(self) -> None:
         """Start the threads."""
         with self._lock:
-            if self.is_running:
+            if self.run is not None:
                 return
-            self.is_running = True
-            self._stopped = stopped = threading.Event()
-            waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-            self._queue = waiting
-            args = (self.address.connect(), waiting, stopped)
+            run = _Run(self.address.connect(), queue.SimpleQueue(), threading.Event())
+            self.run = run
             self._repair_at = 0.0
             name = f"retryrouter {self.address}"
             self._worker, listener = (
-                threading.Thread(target=target, args=args, name=name, daemon=True)
+                threading.Thread(target=target, args=(run,), name=name, daemon=True)
                 for target in (self._work, self._listen)
             )
             try:
                 self._worker.start()
                 listener.start()
             except RuntimeError as error:  # Too many threads, or the program ends.
-                stopped.set()
-                self._worker, self.is_running = None, False
+                run.stopped.set()
+                self._worker = self.run = None
                 self._set_up(is_up=False, error=error)
 
     def stop(self, wait: float = 0.0) -> None:
         """Send what is waiting, and end the threads; `wait` seconds for the sending."""
         with self._lock:
-            self.is_running = False
-            self._stopped.set()
-            self._queue.put(None)
+            run, self.run = self.run, None
+            if run is not None:
+                run.stopped.set()
+                run.jobs.put(None)
         if self._worker is not None and wait:
             self._worker.join(wait)
 
@@ -279,10 +283,10 @@ class _Lane(Locked):
         pool.reset()  # Its connections have the old address.
 
     def submit(self, job: _Job) -> bool:
-        is_full = self._queue.qsize() > _MOST_WAITING
-        if is_full or not (self.is_up and self.is_running):
+        run = self.run
+        if run is None or not self.is_up or run.jobs.qsize() > _MOST_WAITING:
             return False
-        self._queue.put(job)
+        run.jobs.put(job)
         return True
 
     def watch(self, shareable: Shareable) -> None:
@@ -292,57 +296,47 @@ class _Lane(Locked):
             watched.add(shareable)
             if is_new:
                 self._repair_at = self._index_at = 0.0
-        if is_new:
-            self._queue.put(None)
-        else:  # All the others are not asked for each model that is made.
+        if is_new and (run := self.run) is not None:
+            run.jobs.put(None)
+        elif not is_new:  # All the others are not asked for each model that is made.
             shareable.refresh()
 
     # --- the thread that sends ---
 
-    def _work(
-        self,
-        client: Any,
-        waiting: queue.SimpleQueue[_Job | None],
-        stopped: threading.Event,
-    ) -> None:
-        while not (stopped.is_set() and waiting.empty()):
+    def _work(self, run: _Run) -> None:
+        while not (run.stopped.is_set() and run.jobs.empty()):
             # In a function, since a job in a variable would keep its breaker alive.
-            self._work_once(client, waiting, stopped)
+            self._work_once(run)
         with contextlib.suppress(Exception):
-            client.connection_pool.disconnect()
+            run.client.connection_pool.disconnect()
 
-    def _work_once(
-        self,
-        client: Any,
-        waiting: queue.SimpleQueue[_Job | None],
-        stopped: threading.Event,
-    ) -> None:
+    def _work_once(self, run: _Run) -> None:
         taken: list[_Job | None] = []
         pause = self._repair_at - time.monotonic()
         with contextlib.suppress(queue.Empty):
-            taken.append(waiting.get(timeout=max(0.0, pause)))
+            taken.append(run.jobs.get(timeout=max(0.0, pause)))
             while len(taken) < _MOST_TOGETHER:
-                taken.append(waiting.get_nowait())
+                taken.append(run.jobs.get_nowait())
         jobs = [job for job in taken if job is not None]
-        is_due = not stopped.is_set() and time.monotonic() >= self._repair_at
+        is_due = not run.stopped.is_set() and time.monotonic() >= self._repair_at
         if is_due:
             self._repair_at = time.monotonic() + _REPAIR_INTERVAL
             for one in self._all_watched() if self.is_up else ():
                 call_listener(one.refresh)  # It asks what is new.
-        if is_due or (jobs and stopped.is_set()):
+        if is_due or (jobs and run.stopped.is_set()):
             jobs += self._index()  # What is sent last is to be found by its name.
         replies: list[Any] = [None] * len(jobs)
         # While Redis is away only the index of names is sent, which shows its return.
         is_sent = self.is_up or any(job.operation is NAMES for job in jobs)
         if jobs and is_sent:
             try:
-                replies = self._send(client, jobs)
+                replies = self._send(run.client, jobs)
             except Exception as error:  # noqa: BLE001 - of any client's library
                 # One that is late may be this process's fault, on a busy machine.
                 if self._is_late or type(error).__name__ != "TimeoutError":
                     self._set_up(is_up=False, error=error)
                     if self.address != self._given:  # That node may be no more.
-                        self.follow(client)
+                        self.follow(run.client)
                 self._is_late = True
             else:
                 self._is_late = False
@@ -424,26 +418,21 @@ class _Lane(Locked):
 
     # --- the thread that listens ---
 
-    def _listen(
-        self,
-        client: Any,
-        waiting: queue.SimpleQueue[_Job | None],
-        stopped: threading.Event,
-    ) -> None:
-        while not stopped.is_set():
+    def _listen(self, run: _Run) -> None:
+        while not run.stopped.is_set():
             try:
-                with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+                with run.client.pubsub(ignore_subscribe_messages=True) as pubsub:
                     pubsub.subscribe(self.channel)
                     # What was announced before is read; and Redis may be a new one.
                     self._repair_at = self._index_at = 0.0
-                    waiting.put(None)
-                    while not stopped.is_set() and self.is_up:
+                    run.jobs.put(None)
+                    while not run.stopped.is_set() and self.is_up:
                         message = pubsub.get_message(timeout=_REPAIR_INTERVAL)
                         if message:
                             self._learn(message["data"])
             except Exception as error:  # noqa: BLE001 - the other thread reports it
                 logger.debug("the store's listener is away: %s", error)
-            stopped.wait(_REPAIR_INTERVAL)
+            run.stopped.wait(_REPAIR_INTERVAL)
 
     def _learn(self, data: str) -> None:
         key, text = json.loads(data)
@@ -531,7 +520,7 @@ class RedisStore(OneForAll):
 
     def wake(self) -> None:
         """Start the threads again after a fork or `close()`."""
-        if not self._lane.is_running:
+        if self._lane.run is None:
             self._lane.handles.add(id(self))
             self._lane.start()
 
