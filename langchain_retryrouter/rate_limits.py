@@ -118,7 +118,7 @@ class _TokenBucket:
             self.level = min(gained, most, self.capacity)
             if self.level != before:
                 # After an outage of all, the others have theirs.
-                owed = self.made + self.level - before
+                owed = self.made + (self.level - before)
                 self.made = min(owed, self.rate * share * _OUTAGE)
 
     def missing(self, cost: float, ahead: float = 0.0) -> float:

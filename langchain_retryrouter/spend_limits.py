@@ -44,7 +44,7 @@ class SpendReservation:
     """The money of one attempt; settled once, with the estimate if it is lost."""
 
     limit: SpendLimit
-    period: object
+    period: object  # None once it is settled.
     estimate: float
     most: float
 
@@ -54,7 +54,8 @@ class SpendReservation:
 
     def __del__(self) -> None:
         """Nobody waits for its end, as in an event loop that was closed before it."""
-        self.settle(self.estimate)
+        if self.period is not None:
+            self.settle(self.estimate)
 
 
 class SpendLimit(Shareable):
@@ -119,6 +120,7 @@ class SpendLimit(Shareable):
         self.amount, self.per = float(amount), per
         self._clock = clock or SYSTEM_CLOCK
         self._processes = 1
+        self._held = 0.0  # What attempts in flight may come to.
         self._begin(self._clock.time())
         self._use(store)
 
@@ -226,10 +228,10 @@ class SpendLimit(Shareable):
         with self._lock:
             self._roll()
             if one.period is self._period:
-                self._held -= one.most
+                self._held = max(0.0, self._held - one.most)
                 self._in_flight -= 1
                 self._spent += cost
-            one.period = None  # A second time changes nothing.
+            one.period = None
             excess = self._spent - self._leased
         if self._store is not None and excess > _ROUNDING:
             self._tell(excess)
@@ -259,8 +261,7 @@ class SpendLimit(Shareable):
     def _forget_attempts(self) -> None:
         """Begin with nothing in flight; what was counts nowhere any more."""
         self._period = object()
-        self._in_flight = 0
-        self._held = 0.0  # What attempts in flight may come to.
+        self._held, self._in_flight = 0.0, 0
 
     # --- over a store ---
 

@@ -587,9 +587,9 @@ class RedisStore(OneForAll):
             pickle.dumps(self._address)
         except Exception as error:
             msg = (
-                f"{self!r} cannot be pickled, since the client that it was made of has"
-                " settings that cannot, as one of Redis Sentinel: make it of a URL, or"
-                " make the store, and what uses it, anew in each process"
+                "a RedisStore of this client cannot be pickled, since the client has"
+                " settings that cannot, as one of Redis Sentinel: give a URL, or make"
+                " the store, and what uses it, anew in each process"
             )
             raise TypeError(msg) from error
         return self._address, self.namespace, self.closes_with_model
