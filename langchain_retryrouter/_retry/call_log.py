@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from langchain_retryrouter._prices import (
@@ -130,39 +131,38 @@ class CallObserver:
         """Awaited by async calls after each of the others, for observers that await."""
 
 
+@dataclass(eq=False, repr=False)
 class CallLog:
     """The attempt log of one call, and its observers.
 
     Attributes:
+        clock: Tells the time.
+        describe: Returns what the route at a position asks, for observers.
+        has_routes: Whether the call is one of a router.
         records: The attempt log.
         attempts: Attempts sent so far, on all routes.
         observers: What sees the call.
-        clock: Tells the time.
         wants_facts: Whether it makes a difference what answers say of themselves.
         run: LangChain's run manager of the call, for observers.
-        describe: Returns what the route at a position asks, for observers.
         prices: What the tokens of each model cost, for a call that has no routes.
         cost_of: Returns the money of an attempt, for a call that has routes.
+        held_by: The limits that an attempt holds, by the position of its route.
     """
 
-    def __init__(
-        self, time: Clock, describe: Callable[[int], Subject], *, has_routes: bool
-    ) -> None:
-        """Before the first attempt."""
-        self.records: list[AttemptRecord] = []
-        self.attempts = 0
-        self.observers: list[CallObserver] = []
-        self.run: Any = None
-        self.describe = describe
-        self.prices: Mapping[str | None, Prices | None] | None = None
-        self.cost_of: Callable[[AttemptRecord], float | None] | None = None
-        # The limits that an attempt holds, by the position of its route.
-        self.held_by: tuple[Sequence[Sequence[object]], ...] = ()
-        self._has_routes = has_routes
-        self._current = AttemptRecord(None, outcome="cancelled")  # Nothing is sent.
-        self.wants_facts = False
-        self.clock = time
-        self._began = time.monotonic()
+    clock: Clock
+    describe: Callable[[int], Subject]
+    has_routes: bool
+    records: list[AttemptRecord] = field(default_factory=list)
+    attempts: int = 0
+    observers: list[CallObserver] = field(default_factory=list)
+    wants_facts: bool = False
+    run: Any = None
+    prices: Mapping[str | None, Prices | None] | None = None
+    cost_of: Callable[[AttemptRecord], float | None] | None = None
+    held_by: tuple[Sequence[Sequence[object]], ...] = ()
+    _current: AttemptRecord = field(  # Nothing is sent.
+        default_factory=partial(AttemptRecord, None, outcome="cancelled")
+    )
 
     @property
     def attempt(self) -> int:
@@ -181,7 +181,7 @@ class CallLog:
 
     def attempt_log(self) -> dict[str, Any]:
         """The call so far, as JSON-able data; a call with routes names the latest."""
-        log: dict[str, Any] = {"route": self.route} if self._has_routes else {}
+        log: dict[str, Any] = {"route": self.route} if self.has_routes else {}
         log["attempts"] = [record.as_dict() for record in self.records]
         if self.prices is not None:
             write_costs(log, [self._cost_of(record) for record in self.records])

@@ -125,6 +125,7 @@ class CallState(CallLog):
         spend_limits: Sequence[Sequence[object]] = (),
     ) -> None:
         super().__init__(time, describe, has_routes=routes is not None)
+        self._began = time.monotonic()
         if limits is not None:
             self.held_by += (limits.routes,)
         if any(spend_limits):
@@ -236,7 +237,7 @@ class CallState(CallLog):
         asked now, or if waiting would take longer than the deadline or
         `max_retry_after` allows.
         """
-        if not self._has_routes:
+        if not self.has_routes:
             breaker = self.routes[0].breaker
             if breaker is None or not breaker.is_shared:
                 return 0.0
@@ -307,10 +308,10 @@ class CallState(CallLog):
                 return None
             refusals[position] = attempt
             is_held = bool(attempt.reason) and not attempt.retry_after
-            if self._has_routes and not is_held:
+            if self.has_routes and not is_held:
                 self._skip_once(position, attempt.reason)
         for position in sorted(refusals, key=lambda p: refusals[p].retry_after):
-            if self._has_routes and self._wait_for(position) == 0:
+            if self.has_routes and self._wait_for(position) == 0:
                 attempt = self._begin(position, route, as_probe=True)
                 if isinstance(attempt, AttemptRecord):
                     self.position, self._current = position, attempt
@@ -535,7 +536,7 @@ class CallState(CallLog):
     def _decide(
         self, failure: Failure, action: FailureAction | None, *, will_failover: bool
     ) -> Decision:
-        if not self._has_routes:
+        if not self.has_routes:
             return self._decide_here(failure, will_failover=will_failover)
         chosen = action or self._actions[failure.kind]
         if chosen is FailureAction.RAISE:
@@ -640,7 +641,7 @@ class CallState(CallLog):
         if self._is_open(self.position, decision.delay):
             return Stop("the circuit breaker is open")
         limit, asked = self.policy.failover_after_wait, failure.retry_after
-        if decision.delay > limit and self._has_routes:
+        if decision.delay > limit and self.has_routes:
             if self._next_open() is None:
                 other = self._resort(shorter_than=decision.delay)
                 if other is not None:
@@ -775,7 +776,7 @@ class CallState(CallLog):
         if breaker is None:
             return False
         # A call to a single endpoint waits for a short pause.
-        is_paused = self._has_routes and breaker.pause > delay
+        is_paused = self.has_routes and breaker.pause > delay
         return is_paused or breaker.retry_after > delay
 
     def _skip_once(self, position: int, reason: str = "") -> None:
@@ -820,7 +821,7 @@ class CallState(CallLog):
         if kind is FailureKind.UNKNOWN:
             breaker.cancelled(permit)  # It says nothing about the provider.
             return
-        if breaker.is_shared and self._has_routes and kind in _SAID:
+        if breaker.is_shared and self.has_routes and kind in _SAID:
             # All processes leave a route whose server refuses the key or the quota.
             if permit.is_probe:
                 breaker.failed(permit, retry_after=retry_after)

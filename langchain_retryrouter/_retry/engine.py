@@ -488,7 +488,8 @@ def call(
             raise controller.timed_out(attempt) from error
 
     result = run(controller, send_in_time)
-    context.end()
+    if context.ends_call:
+        state.end(None)
     return result
 
 
