@@ -49,6 +49,7 @@ class Script:
     def __init__(self, *outcomes: Outcome) -> None:
         self._outcomes = outcomes
         self.attempts: list[Attempt] = []
+        self.classified: list[list[ChunkInfo]] = []
 
     @property
     def numbers(self) -> list[int]:
@@ -57,6 +58,17 @@ class Script:
     @property
     def timeouts(self) -> list[float | None]:
         return [attempt.timeout for attempt in self.attempts]
+
+    def new_classifier(self) -> Callable[[ChunkInfo], ChunkInfo]:
+        """The identity, that keeps the events of its stream in `classified`."""
+        seen: list[ChunkInfo] = []
+        self.classified.append(seen)
+
+        def classify(chunk: ChunkInfo) -> ChunkInfo:
+            seen.append(chunk)
+            return chunk
+
+        return classify
 
     def send(self, attempt: Attempt) -> Any:
         """Send, or connect."""
@@ -239,7 +251,7 @@ def open_(
     context: RetryContext, script: Script, recorder: Recorder | None = None
 ) -> Generator[ChunkInfo, None, None]:
     notify = recorder.notify if recorder else None
-    return stream(context, script.send, lambda: lambda chunk: chunk, notify)
+    return stream(context, script.send, script.new_classifier, notify)
 
 
 def aopen(
@@ -247,7 +259,7 @@ def aopen(
 ) -> AsyncGenerator[ChunkInfo, None]:
     """An async stream, not begun."""
     anotify = recorder.anotify if recorder else None
-    return astream(context, script.asend, lambda: lambda chunk: chunk, anotify)
+    return astream(context, script.asend, script.new_classifier, anotify)
 
 
 def context_for(
@@ -272,6 +284,14 @@ def outcomes(context: RetryContext) -> list[str]:
 def failures(count: int) -> list[UnavailableError]:
     """So many new errors, since an error is annotated when it leaves a call."""
     return [UnavailableError(str(number + 1)) for number in range(count)]
+
+
+def opened(clock: FakeClock, seconds_ago: float = 30) -> CircuitBreaker:
+    """A breaker that a failure of another call has opened for 30 s."""
+    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
+    fail_elsewhere(breaker)
+    clock.advance(seconds_ago)
+    return breaker
 
 
 def fail_elsewhere(breaker: CircuitBreaker) -> None:

@@ -72,13 +72,6 @@ class ScriptedModel(BaseChatModel):
             yield chunk
 
 
-def ask(twin: Twin, router: RetryRouter, *, is_stream: bool) -> str:
-    """The text of the answer."""
-    if is_stream:
-        return "".join(chunk.text for chunk in twin.stream(router, "hi"))
-    return str(twin.invoke(router, "hi").text)
-
-
 def scripts() -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     """Two routes that fail up to three times each, in any way."""
     each = [s for n in range(4) for s in itertools.product(FAILURES, repeat=n)]
@@ -105,7 +98,8 @@ def test_a_call_fails_only_when_no_route_has_attempts_left(
             clock=FakeClock(),
         )
         try:
-            answer = ask(twin, router, is_stream=is_stream)
+            ask = twin.stream if is_stream else lambda *args: [twin.invoke(*args)]
+            answer = "".join(chunk.text for chunk in ask(router, "hi"))
         except RetryRouterError:
             outcomes = [model.script[: model.asked] for model in models]
             assert all(one[-1:] == ("silent",) for one in outcomes) or all(

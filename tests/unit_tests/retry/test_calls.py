@@ -23,7 +23,7 @@ from langchain_retryrouter.failures import FAILURE_ACTIONS, Failure
 from langchain_retryrouter.rate_limits import Size
 from langchain_retryrouter.testing import FakeClock
 
-from .scripted import Engine, Recorder, Script, failures
+from .scripted import Engine, Recorder, Script, failures, opened
 
 
 def test_the_last_error_is_raised(engine: Engine) -> None:
@@ -161,9 +161,7 @@ def routed(
 
 def test_a_failure_of_the_call_cancels_its_hedge(clock: FakeClock) -> None:
     """If the attempt runs out of time, the second one holds no permit either."""
-    breaker = CircuitBreaker(clock=clock)
-    breaker.open_for(30)
-    clock.advance(30)
+    breaker = opened(clock)
     state = routed(clock, "a", "b", breakers={"b": breaker})
     state.admit()
     assert state.hedge(lambda _: True) == 1
@@ -178,9 +176,7 @@ def test_a_call_that_is_lost_holds_nothing(clock: FakeClock) -> None:
 
     That is the probe of a breaker, and the place in a rate limit.
     """
-    breaker = CircuitBreaker(clock=clock)
-    breaker.open_for(30)
-    clock.advance(30)
+    breaker = opened(clock)
     places = RateLimit(max_concurrency=1, clock=clock)
     for _ in range(2):
         limits = call_limits([[places]], lambda _: Size())

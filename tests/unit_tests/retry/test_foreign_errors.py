@@ -36,9 +36,9 @@ from .scripted import (
     aopen,
     calls_and_streams,
     context_for,
-    fail_elsewhere,
     failures,
     one_turn,
+    opened,
     outcomes,
     token,
 )
@@ -63,9 +63,7 @@ class Shared:
 
     def __init__(self, clock: FakeClock, policy: RetryPolicy) -> None:
         self.budget = RetryBudget()
-        self.breaker = CircuitBreaker(failure_threshold=1, recovery_time=1, clock=clock)
-        fail_elsewhere(self.breaker)
-        clock.advance(1)
+        self.breaker = opened(clock)
         self.context: RetryContext = context_for(
             clock, policy, budget=self.budget, breaker=self.breaker
         )
@@ -129,9 +127,6 @@ class LeavingClock(FakeClock):
         self._leaving = leaving
 
     def sleep(self, seconds: float) -> None:
-        raise self._leaving(seconds)
-
-    async def asleep(self, seconds: float) -> None:
         raise self._leaving(seconds)
 
 

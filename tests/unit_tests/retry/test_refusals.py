@@ -21,7 +21,6 @@ from langchain_retryrouter import (
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import BASE_ERRORS
-from langchain_retryrouter.testing import FakeClock
 
 from .scripted import (
     END,
@@ -36,19 +35,12 @@ from .scripted import (
     fail_elsewhere,
     failures,
     one_turn,
+    opened,
     outcomes,
     token,
 )
 
 HEL, LO = token("Hel"), token("lo")
-
-
-def opened(clock: FakeClock, seconds_ago: float) -> CircuitBreaker:
-    """A breaker that a failure of another call has opened for 30 s."""
-    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
-    fail_elsewhere(breaker)
-    clock.advance(seconds_ago)
-    return breaker
 
 
 @calls_and_streams
@@ -216,16 +208,17 @@ def test_with_a_deadline_the_limiter_is_polled(engine: Engine) -> None:
     assert script.timeouts == [pytest.approx(4.7)]
 
 
+@pytest.mark.parametrize("sent", [0, 1])
 @pytest.mark.parametrize(
     ("limits", "error_class", "message", "reason", "sleeps"),
     [
         ({}, RateLimitError, "gave no turn", "the rate limiter gave no turn", []),
         (
-            {"deadline": 0.25},
+            {"deadline": 1.25},
             APITimeoutError,
-            "gave no turn within 0.25 s",
+            "gave no turn within 1.25 s",
             "the deadline is over",
-            [0.1, 0.1, pytest.approx(0.05)],
+            [0.1] * 12 + [0.05],
         ),
     ],
 )
@@ -235,41 +228,32 @@ def test_a_limiter_that_refuses_sends_nothing(
     error_class: type[Exception],
     message: str,
     reason: str,
-    sleeps: list[Any],
+    sleeps: list[float],
+    sent: int,
 ) -> None:
-    """A rate limit, or a timeout if the deadline is over; and nothing was sent."""
-    script, policy = Script("not sent"), RetryPolicy(**limits)
-    parts: dict[str, Any] = {"rate_limiters": [Limiter(REFUSED)]}
-    with pytest.raises(error_class) as caught:
-        engine.call(engine.context(policy, errors=GPT_ROUTER_ERRORS, **parts), script)
-    error: Any = caught.value
-    assert str(error) == f"nothing was sent: the rate limiter {message}"
-    assert error.__notes__ == [f"gave up after 0 attempts, 0.0 s waited: {reason}"]
-    assert engine.clock.sleeps == sleeps
-    assert script.numbers == []
-    assert (error.attempts, error.may_have_run, error.is_retryable) == (0, False, False)
-    assert type(error) in GPT_ROUTER_ERRORS.values()
+    """A rate limit, or a timeout if the deadline is over; and nothing was sent.
 
-
-@pytest.mark.parametrize(
-    ("limits", "reason"),
-    [({}, "the rate limiter gave no turn"), ({"deadline": 5}, "the deadline is over")],
-)
-def test_a_retry_that_is_refused_leaves_the_real_error(
-    engine: Engine, limits: dict[str, Any], reason: str
-) -> None:
-    """When the limiter refuses a retry, the error that caused the retry comes out."""
-    (error,) = failures(1)
-    script, policy = Script(error, "not sent"), RetryPolicy(**limits)
-    context = engine.context(policy, rate_limiters=[Limiter(GRANTED, REFUSED)])
-    with pytest.raises(UnavailableError) as caught:
+    If it refuses a retry, the error that caused the retry comes out.
+    """
+    errors, limiter = failures(sent), Limiter(*[GRANTED] * sent, REFUSED)
+    script, policy = Script(*errors, "not sent"), RetryPolicy(**limits)
+    context = engine.context(policy, errors=GPT_ROUTER_ERRORS, rate_limiters=[limiter])
+    with pytest.raises(UnavailableError if sent else error_class) as caught:
         engine.call(context, script)
-    assert caught.value is error
-    assert caught.value.__notes__ == [
-        f"gave up after 1 attempt, 0.5 s waited: {reason}"
+    error: Any = caught.value
+    attempts = f"{sent} attempt{'s' * (not sent)}"
+    assert error.__notes__ == [
+        f"gave up after {attempts}, {0.5 * sent} s waited: {reason}"
     ]
-    assert script.numbers == [1]
-    assert outcomes(context) == ["unavailable"]
+    assert (script.numbers, outcomes(context)) == ([1] * sent, ["unavailable"] * sent)
+    assert (error.attempts, error.is_retryable) == (sent, False)
+    if sent:
+        assert error is errors[0]
+        return
+    assert str(error) == f"nothing was sent: the rate limiter {message}"
+    assert engine.clock.sleeps == pytest.approx(sleeps)
+    assert not error.may_have_run
+    assert type(error) in GPT_ROUTER_ERRORS.values()
 
 
 def test_what_a_limiter_raises_leaves_the_call(engine: Engine) -> None:

@@ -1,6 +1,5 @@
 """`stream` and `astream`: retried before the first token, never after it."""
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from langchain_retryrouter import (
     StreamInterruptedError,
 )
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
-from langchain_retryrouter._retry.streaming import ChunkInfo, astream, stream
+from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import BASE_ERRORS
 
 from .scripted import (
@@ -87,30 +86,9 @@ def test_a_first_token_that_was_not_handed_over_is_retried(engine: Engine) -> No
 
 def test_each_attempt_has_its_own_classifier(engine: Engine) -> None:
     """State that a classifier keeps of a failed attempt does not reach the next."""
-    seen: list[list[ChunkInfo]] = []
-
-    def new_classifier() -> Any:
-        mine: list[ChunkInfo] = []
-        seen.append(mine)
-
-        def classify(chunk: ChunkInfo) -> ChunkInfo:
-            mine.append(chunk)
-            return chunk
-
-        return classify
-
     script = Script(Source(ROLE, broken()), Source(HEL, END))
-    context = engine.context()
-
-    async def read() -> None:
-        async for _ in astream(context, script.asend, new_classifier):
-            pass
-
-    if engine.is_async:
-        asyncio.run(read())
-    else:
-        list(stream(context, script.send, new_classifier))
-    assert seen == [[ROLE], [HEL, END]]
+    engine.stream(engine.context(), script)
+    assert script.classified == [[ROLE], [HEL, END]]
 
 
 # --- after the first token ---

@@ -20,6 +20,7 @@ from langchain_retryrouter._retry.timeouts import (
     TimeLimitError,
     run_with_timeout,
 )
+from langchain_retryrouter.policy import LIMITS
 from langchain_retryrouter.testing import (
     Answer,
     FakeClock,
@@ -181,12 +182,7 @@ def test_a_call_inside_of_an_attempt_that_is_given_up_sends_nothing_more(
 ) -> None:
     """A router that is the route of another one does not go on behind its back."""
     short, none = (
-        RetryPolicy(
-            max_retries=0,
-            attempt_timeout=seconds,
-            first_token_timeout=seconds,
-            stall_timeout=seconds,
-        )
+        RetryPolicy(max_retries=0, **dict.fromkeys(LIMITS, seconds))
         for seconds in (0.5, math.inf)
     )
     with FaultyGateway() as silent, FaultyGateway() as other:
