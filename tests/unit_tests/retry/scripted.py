@@ -263,17 +263,13 @@ def aopen(
 
 
 def context_for(
-    clock: Clock,
-    policy: RetryPolicy | None = None,
-    *,
-    jitter: bool = False,
-    **parts: Any,
+    clock: Clock, policy: RetryPolicy | None = None, **parts: Any
 ) -> RetryContext:
     """The context of a call whose waits are 0.5, 1, 2, 4 and 8 seconds by default."""
     shared = {name: parts.pop(name, None) for name in ("budget", "breaker")}
     policy = policy or RetryPolicy()
     initial_delay = min(policy.initial_delay, 0.5)
-    policy = replace(policy, jitter=jitter, initial_delay=initial_delay)
+    policy = replace(policy, jitter=False, initial_delay=initial_delay)
     return RetryContext(CallState(policy, time=clock, **shared), **parts)
 
 

@@ -1,7 +1,6 @@
 """The circuit breaker: when it opens, which calls it admits, and what it reports."""
 
 import copy
-import itertools
 import math
 import os
 import pickle
@@ -20,8 +19,6 @@ from langchain_retryrouter import CircuitBreaker
 from langchain_retryrouter.circuit_breaker import BreakerState, Permit, Refusal
 from langchain_retryrouter.policy import RetryBudget
 from langchain_retryrouter.testing import FakeClock
-
-from .test_policy import AsyncHook, async_hook
 
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 
@@ -149,15 +146,10 @@ def test_only_the_latest_calls_count(calls: list[tuple[float, bool]]) -> None:
 
 def test_a_closed_breaker_begins_a_new_window(clock: FakeClock) -> None:
     """Failures from before an outage do not open it again after the recovery."""
-    breaker = CircuitBreaker(
-        failure_threshold=99,
-        failure_rate=0.5,
-        minimum_calls=2,
-        recovery_time=1,
-        clock=clock,
-    )
+    numbers: Any = {"failure_threshold": 99, "failure_rate": 0.5, "minimum_calls": 2}
+    breaker = CircuitBreaker(**numbers, clock=clock)
     fail(breaker, 2)
-    clock.advance(1)
+    clock.advance(30)
     breaker.succeeded(permit_of(breaker))
     fail(breaker)
     assert breaker.state is CLOSED
@@ -327,40 +319,8 @@ os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("names", "values", "message"),
-    [
-        (
-            "failure_threshold minimum_calls quorum",
-            [0, -1, 1.5, 2.0, True, False, "5", None],
-            "a whole number, 1 or more",
-        ),
-        (
-            "recovery_time window",
-            [0, -1, math.inf, math.nan, True, "1", None],
-            "a finite number above 0",
-        ),
-        ("failure_rate", [0, 1.1, -0.1, math.nan, "1"], "a share above 0 and up to 1"),
-        ("recovery_jitter", [-0.1, 1.1, None, True], "a share from 0 to 1"),
-        (
-            "on_state_change",
-            [1, "print", AsyncHook(), async_hook],
-            "a function that is not async",
-        ),
-        (
-            "capacity retry_cost throttled_cost success_gain",
-            [-1, -0.1, math.nan, math.inf, 10**400, True, "5", None],
-            "a finite number of tokens, 0 or more",
-        ),
-    ],
-)
-def test_bad_values_are_refused(names: str, values: list[Any], message: str) -> None:
-    """The error names the argument, its value and what is allowed; edges are."""
-    cls: Any = RetryBudget if "capacity" in names else CircuitBreaker
-    for name, value in itertools.product(names.split(), values):
-        with pytest.raises(ValueError, match=name) as caught:
-            cls(**{name: value})
-        assert str(caught.value) == f"{name} must be {message}, not {value!r}"
+def test_the_edges_of_each_range_are_allowed() -> None:
+    """The smallest numbers that make sense; others are in `test_policy.py`."""
     CircuitBreaker(failure_threshold=1, recovery_time=1e-9, failure_rate=1, window=1e-9)
     CircuitBreaker(minimum_calls=1, recovery_jitter=1, failure_rate=1e-9)
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import operator
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -101,17 +102,12 @@ class FakeHedge:
     def attach(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def race(self, first: Any) -> HedgedSource[ChunkInfo]:
-        call: Any = self
-        return HedgedSource(call, first, self.after, self.begin, has_content)
+    def race(self, first: Any, kind: Any = HedgedSource) -> Any:
+        parts = (self, first, self.after, self.begin)
+        return kind(*parts, operator.attrgetter("is_token"))
 
-    def arace(self, first: Any) -> AHedgedSource[ChunkInfo]:
-        call: Any = self
-        return AHedgedSource(call, first, self.after, self.begin, has_content)
-
-
-def has_content(event: ChunkInfo) -> bool:
-    return event.is_token
+    def arace(self, first: Any) -> Any:
+        return self.race(first, AHedgedSource)
 
 
 def test_nothing_is_read_ahead(twin: Twin) -> None:

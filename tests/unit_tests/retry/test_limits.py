@@ -258,21 +258,6 @@ def test_no_wait_begins_that_would_outlast_the_deadline(engine: Engine) -> None:
     assert budget.tokens == 500 - 28
 
 
-def test_a_slow_handler_can_use_up_the_deadline(engine: Engine) -> None:
-    """If `on_retry` takes too long, the wait does not begin and is refunded."""
-    (error,), budget = failures(1), RetryBudget()
-    script = Script(error, "not sent")
-    recorder = Recorder(lambda: engine.clock.advance(9.5))
-    context = engine.context(RetryPolicy(deadline=10), budget=budget)
-    with pytest.raises(UnavailableError) as caught:
-        engine.call(context, script, recorder)
-    assert caught.value is error
-    assert caught.value.__notes__ == [
-        "gave up after 1 attempt, 0.0 s waited: the deadline of 10 s is over"
-    ]
-    assert (script.numbers, engine.clock.sleeps, budget.tokens) == ([1], [], 500)
-
-
 class LateClock(FakeClock):
     """A clock whose waits take longer than they should, as on a busy machine."""
 
@@ -286,20 +271,29 @@ class LateClock(FakeClock):
 
 
 @calls_and_streams
-@pytest.mark.parametrize("late", [4.5, 10])
+@pytest.mark.parametrize(
+    ("late", "handler", "note"),
+    [
+        (4.5, 0, "0.5 s waited: the deadline is over"),
+        (10, 0, "0.5 s waited: the deadline is over"),
+        (0, 4.8, "0.0 s waited: the deadline of 5 s is over"),
+    ],
+)
 def test_after_the_deadline_nothing_is_sent(
-    engine: Engine, late: float, start: Start
+    engine: Engine, start: Start, late: float, handler: float, note: str
 ) -> None:
-    """A wait that took too long is not followed by an attempt, and is refunded."""
-    (error,), budget = failures(1), RetryBudget()
+    """A wait or an `on_retry` that took too long ends the call; the retry is refunded.
+
+    After such an `on_retry` the wait does not begin.
+    """
+    (error,), budget, clock = failures(1), RetryBudget(), LateClock(late)
     script = Script(error, "not sent")
-    context = context_for(LateClock(late), RetryPolicy(deadline=5), budget=budget)
+    context = context_for(clock, RetryPolicy(deadline=5), budget=budget)
     with pytest.raises(UnavailableError) as caught:
-        start(engine, context, script)
+        start(engine, context, script, Recorder(lambda: clock.advance(handler)))
     assert caught.value is error
-    assert caught.value.__notes__ == [
-        "gave up after 1 attempt, 0.5 s waited: the deadline is over"
-    ]
+    assert caught.value.__notes__ == [f"gave up after 1 attempt, {note}"]
+    assert clock.sleeps == ([] if handler else [0.5])
     assert (script.numbers, budget.tokens) == ([1], 500)
 
 

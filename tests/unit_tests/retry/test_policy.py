@@ -1,6 +1,7 @@
 """The policy: its numbers, its waits and its worst case."""
 
 import dataclasses
+import itertools
 import json
 import math
 import pickle
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_retryrouter import RetryPolicy
+from langchain_retryrouter import CircuitBreaker, RetryBudget, RetryPolicy
 from langchain_retryrouter.policy import resolve_policy
 
 seconds = st.floats(0, 1e9)
@@ -71,41 +72,70 @@ class AsyncHook:
     async def __call__(self, *_: object) -> None: ...
 
 
-ZERO_ONCE = "0 sends one request and never repeats it"
-REFUSED: dict[str, tuple[list[Any], str]] = {
-    "max_retries": (
-        [-1, 2.0, True, False, None, "2", math.nan],
-        f"must be a whole number, 0 or more, not {{!r}} ({ZERO_ONCE})",
-    ),
-    "initial_delay max_delay backoff_factor max_retry_after failover_after_wait": (
-        [*NOT_SECONDS, None],
-        "must be a finite number, 0 or more, not {!r}",
-    ),
-    "deadline": (
-        [*NOT_SECONDS, 0, 0.0],
-        "must be a finite number, more than 0, not {!r}; leave it None for no limit",
-    ),
-    "attempt_timeout first_token_timeout stall_timeout": (
-        [*(bad for bad in NOT_SECONDS if bad != math.inf), 0, 0.0],
-        "must be a finite number, more than 0, not {!r}; math.inf for no limit",
-    ),
-    "jitter": ([None, 0, 1, "yes"], "must be True or False, not {!r}"),
-    "on_retry on_failover": (
-        [1, "print", async_hook, AsyncHook()],
-        "must be a function that is not async, not {!r}",
-    ),
+NOT_WHOLE = [-1, 1.5, 2.0, True, False, "5", None, math.nan]
+HOOKS = [1, "print", async_hook, AsyncHook()]
+WAITS = "initial_delay max_delay backoff_factor max_retry_after failover_after_wait"
+LIMITED = "attempt_timeout first_token_timeout stall_timeout"
+NOT_LIMITS = [*(bad for bad in NOT_SECONDS if bad != math.inf), 0, 0.0]
+TOKENS = "capacity retry_cost throttled_cost success_gain"
+ADVICE = {
+    "max_retries": " (0 sends one request and never repeats it)",
+    "deadline": "; leave it None for no limit",
+    **dict.fromkeys(LIMITED.split(), "; math.inf for no limit"),
 }
 
 
-@pytest.mark.parametrize("names", REFUSED)
-def test_bad_values_are_refused(names: str) -> None:
+@pytest.mark.parametrize(
+    ("cls", "names", "values", "allowed"),
+    [
+        (RetryPolicy, "max_retries", NOT_WHOLE, "a whole number, 0 or more"),
+        (RetryPolicy, WAITS, [*NOT_SECONDS, None], "a finite number, 0 or more"),
+        (RetryPolicy, "deadline", [*NOT_SECONDS, 0], "a finite number, more than 0"),
+        (RetryPolicy, LIMITED, NOT_LIMITS, "a finite number, more than 0"),
+        (RetryPolicy, "jitter", [None, 0, 1, "yes"], "True or False"),
+        (RetryPolicy, "on_retry on_failover", HOOKS, "a function that is not async"),
+        (CircuitBreaker, "on_state_change", HOOKS, "a function that is not async"),
+        (
+            CircuitBreaker,
+            "failure_threshold minimum_calls quorum",
+            [0, *NOT_WHOLE],
+            "a whole number, 1 or more",
+        ),
+        (
+            CircuitBreaker,
+            "recovery_time window",
+            [*NOT_LIMITS, math.inf, None],
+            "a finite number above 0",
+        ),
+        (
+            CircuitBreaker,
+            "failure_rate",
+            [0, 1.1, -0.1, math.nan, "1"],
+            "a share above 0 and up to 1",
+        ),
+        (
+            CircuitBreaker,
+            "recovery_jitter",
+            [-1, 1.1, None, True],
+            "a share from 0 to 1",
+        ),
+        (
+            RetryBudget,
+            TOKENS,
+            [*NOT_SECONDS, None],
+            "a finite number of tokens, 0 or more",
+        ),
+    ],
+)
+def test_bad_values_are_refused(
+    cls: Any, names: str, values: list[Any], allowed: str
+) -> None:
     """The error names the argument, its value and what is allowed."""
-    values, message = REFUSED[names]
-    for name in names.split():
-        for value in values:
-            with pytest.raises(ValueError, match=name) as caught:
-                RetryPolicy(**{name: value})
-            assert str(caught.value) == f"{name} {message.format(value)}"
+    for name, value in itertools.product(names.split(), values):
+        with pytest.raises(ValueError, match=name) as caught:
+            cls(**{name: value})
+        message = f"{name} must be {allowed}, not {value!r}{ADVICE.get(name, '')}"
+        assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(
