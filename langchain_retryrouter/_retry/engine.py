@@ -325,7 +325,7 @@ class RetryController:
     def _patience(self, limit: RateLimit, free_at: float, began: float) -> float:
         """Seconds that a limit may be waited for; infinite without a deadline."""
         state, now = self.call_state, self.call_state.clock.monotonic()
-        remaining, seconds = state.remaining(), free_at - now
+        remaining, seconds = state.remaining(), max(0.0, free_at - now)
         # What is in flight may give something back, and shorten the wait.
         is_known = seconds < math.inf and not (limit.in_flight or limit.is_shared)
         if remaining <= 0 or (is_known and seconds > remaining):
@@ -357,10 +357,7 @@ class RetryController:
         return True
 
     def should_stop(self, state: RetryCallState) -> bool:
-        """Whether to stop although `should_retry` did not say so.
-
-        tenacity repeats its own `TryAgain` for ever without asking `should_retry`.
-        """
+        """Whether to stop in any case: tenacity repeats its own `TryAgain` for ever."""
         error = state.outcome.exception() if state.outcome is not None else None
         return not isinstance(error, RetryRouterError)
 

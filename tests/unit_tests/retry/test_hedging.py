@@ -77,12 +77,7 @@ class FakeStream:
 
 @dataclass
 class FakeHedge:
-    """A hedge that records how the race was settled.
-
-    Attributes:
-        second: The second stream; None if there is no other route.
-        after: Seconds of silence before that.
-    """
+    """A hedge, by a second stream if there is one, that records how it was settled."""
 
     second: Any
     after: float = SOON

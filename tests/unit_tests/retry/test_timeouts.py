@@ -61,8 +61,7 @@ def numbers(*, until: threading.Event | None = None) -> Generator[object, None, 
 
 
 def worker_threads() -> int:
-    names = [thread.name for thread in threading.enumerate()]
-    return names.count("retryrouter-worker")
+    return sum(one.name == "retryrouter-worker" for one in threading.enumerate())
 
 
 def all_events(stream: ThreadedStream[object]) -> list[object]:
