@@ -9,6 +9,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -180,9 +181,9 @@ def test_a_call_inside_of_an_attempt_that_is_given_up_sends_nothing_more(
     method: str, step: Step
 ) -> None:
     """A router that is the route of another one does not go on behind its back."""
+    seconds: list[Any] = [0.5, math.inf]
     short, none = (
-        RetryPolicy(max_retries=0, **dict.fromkeys(LIMITS, seconds))
-        for seconds in (0.5, math.inf)
+        RetryPolicy(max_retries=0, **dict.fromkeys(LIMITS, one)) for one in seconds
     )
     with FaultyGateway() as silent, FaultyGateway() as other:
         silent.always(step)
