@@ -413,8 +413,8 @@ class _Lane(Locked):
         kind, now = type(error).__name__, time.monotonic()
         if now - self._logged.get(kind, -_LOG_INTERVAL) >= _LOG_INTERVAL:
             self._logged[kind] = now
-            what = self.address, job.operation.name, error
-            logger.warning("the store %s refused %s: %s", *what)
+            said = "the store %s refused %s: %s"
+            logger.warning(said, self.address, job.operation.name, error)
 
     # --- the thread that listens ---
 

@@ -14,7 +14,6 @@ class SilentStore(MemoryStore):
     """Takes everything and answers nothing, as while its thread looks up a host."""
 
     def submit(self, *_: object) -> bool:
-        """Never answer."""
         return True
 
 
@@ -24,7 +23,6 @@ class RefusingStore(MemoryStore):
     asked = 0
 
     def submit(self, *args: Any, **_: object) -> bool:
-        """Refuse it at once."""
         self.asked += 1
         args[3](None)
         return True
