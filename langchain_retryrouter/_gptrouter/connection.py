@@ -38,10 +38,7 @@ from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext
 from langchain_retryrouter._retry.limits import call_limits
-from langchain_retryrouter._secrets import (
-    refuse_bool,
-    shown,
-)
+from langchain_retryrouter._secrets import refuse_bool, shown
 from langchain_retryrouter._shared import name_hash
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy, resolve_policy

@@ -215,8 +215,7 @@ def has_answer(message: BaseMessage) -> bool:
     kwargs, content = message.additional_kwargs, message.content
     if isinstance(content, str) and content.strip():
         return True
-    names = ("function_call", "tool_calls", "audio")
-    if kwargs and any(kwargs.get(name) for name in names):
+    if any(kwargs.get(name) for name in ("function_call", "tool_calls", "audio")):
         return True
     if isinstance(message, AIMessage) and (
         message.tool_calls

@@ -19,9 +19,7 @@ from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
 from pydantic import SecretStr, ValidationError
 
-from langchain_retryrouter._secrets import (
-    redact_text,
-)
+from langchain_retryrouter._secrets import redact_text
 from langchain_retryrouter.policy import RetryPolicy
 
 Method: TypeAlias = Literal["generate", "stream"]
@@ -350,10 +348,7 @@ INTEGRATIONS: Final[Mapping[str, Integration]] = {
 """By the name of the package that a model's class, or a base class of it, is from."""
 
 _ANY_INTEGRATION: Final = Integration()
-"""A LangChain integration that is not in the table.
-
-Of 26 integrations that were tried, each names a finish reason in every whole answer.
-"""
+"""One of LangChain's that is not in the table: of 26, each names finish reasons."""
 UNKNOWN_INTEGRATION: Final = Integration(reports_in=())
 _NOT_INTEGRATIONS: Final = frozenset(
     {"langchain_core", "langchain_community", "langchain_classic", "langchain_tests"}

@@ -30,11 +30,7 @@ from langchain_retryrouter._providers.integrations import (
 )
 from langchain_retryrouter._router.models import init_model
 from langchain_retryrouter._router.route import Route
-from langchain_retryrouter._secrets import (
-    SHORTEST_SECRET,
-    redact_text,
-    shown,
-)
+from langchain_retryrouter._secrets import SHORTEST_SECRET, redact_text, shown
 from langchain_retryrouter.circuit_breaker import CircuitBreakerSettings
 from langchain_retryrouter.failures import FailureAction, FailureKind
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy

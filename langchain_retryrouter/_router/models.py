@@ -19,9 +19,7 @@ from langchain_core.load.serializable import (
 from langchain_core.runnables import RunnableBinding
 from pydantic import SecretStr
 
-from langchain_retryrouter._secrets import (
-    shown,
-)
+from langchain_retryrouter._secrets import shown
 
 KeyFunction: TypeAlias = Callable[[], str | SecretStr | Awaitable[str | SecretStr]]
 """A function that returns a key, sync or async."""

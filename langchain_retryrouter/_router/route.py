@@ -81,9 +81,7 @@ from langchain_retryrouter._router.models import (
     pool_settings,
     unbound,
 )
-from langchain_retryrouter._secrets import (
-    check_number,
-)
+from langchain_retryrouter._secrets import check_number
 from langchain_retryrouter._shared import name_hash
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
 from langchain_retryrouter.rate_limits import RateLimit, Size, approximate_tokens

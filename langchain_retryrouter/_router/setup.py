@@ -17,9 +17,7 @@ from langchain_retryrouter._router.limits import OutputSizes, no_price
 from langchain_retryrouter._router.preflight import TokenCounter
 from langchain_retryrouter._router.route import Accept, Route, rate_limits_of
 from langchain_retryrouter._router.strategies import RouteOrder
-from langchain_retryrouter._secrets import (
-    shown,
-)
+from langchain_retryrouter._secrets import shown
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
 from langchain_retryrouter.failures import FailureAction, FailureKind
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy

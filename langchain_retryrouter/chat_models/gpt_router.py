@@ -48,13 +48,8 @@ from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.engine import Attempt, acall, call
 from langchain_retryrouter._retry.streaming import astream, stream
 from langchain_retryrouter._retry.timeouts import EventSource
-from langchain_retryrouter._secrets import (
-    refuse_bool,
-)
-from langchain_retryrouter.errors import (
-    RetryRouterError,
-    UnsupportedOptionError,
-)
+from langchain_retryrouter._secrets import refuse_bool
+from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 from langchain_retryrouter.rate_limits import Size, approximate_tokens
 
 if TYPE_CHECKING:

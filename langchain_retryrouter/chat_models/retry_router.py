@@ -64,11 +64,7 @@ from langchain_retryrouter._router.models import NamedKeys
 from langchain_retryrouter._router.preflight import RoutingWorstCase
 from langchain_retryrouter._router.route import Accept, Route
 from langchain_retryrouter._router.setup import FailoverRule
-from langchain_retryrouter._secrets import (
-    check_number,
-    name_value,
-    shown,
-)
+from langchain_retryrouter._secrets import check_number, name_value, shown
 from langchain_retryrouter.chat_models._structured import OutputFormat
 from langchain_retryrouter.circuit_breaker import CircuitBreakerSettings
 from langchain_retryrouter.failures import FailureKind

@@ -51,10 +51,7 @@ from langchain_retryrouter._router import setup
 from langchain_retryrouter._router.models import init_by_name
 from langchain_retryrouter._router.outcomes import lead_of
 from langchain_retryrouter._router.route import rate_limits_of, scope_of
-from langchain_retryrouter._secrets import (
-    check_number,
-    shown,
-)
+from langchain_retryrouter._secrets import check_number, shown
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
 from langchain_retryrouter.errors import (
     APITimeoutError,
