@@ -1,6 +1,7 @@
 """Connections: shared and pooled, one a process or event loop, closed in the end."""
 
 import asyncio
+import gc
 import contextlib
 import copy
 import pickle
@@ -292,6 +293,9 @@ async def test_with_closes_the_connections(every: Env) -> None:
 @pytest.mark.parametrize("closes", [True, False], ids=["closed", "collected"])
 async def test_the_last_model_closes_the_client(env: Env, closes: bool) -> None:
     """A client is open until the last model that shares it is closed, or gone."""
+    # httpx keeps an idle connection for 5 s, and to look through what the tests before
+    # have left may take longer.
+    gc.freeze()
     models = [env.new(), env.new(n=2)]
     await in_loop(env, models[0], "invoke", "hi")
     while models:
