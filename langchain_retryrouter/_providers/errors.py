@@ -13,9 +13,7 @@ import ast
 import contextlib
 import json
 import re
-import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from types import FrameType
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -166,22 +164,13 @@ def read_exception(error: BaseException, *, unix_time: float) -> ErrorReport | N
     them.
     """
     causes = list(_causes(error))
-    report, response = _read_causes(error, causes, unix_time), None
-    if report is None or (report.kind is FailureKind.MALFORMED and not report.body):
-        # The SDK or the integration failed itself: at what, its functions tell.
-        response = _refusal_in(_stack(error))
-        if response is not None:
-            status = _status_of(error, response, is_sdks=False)
-            headers, body = safe_getattr(response, "headers"), _body_of(error, response)
-            report = read_response(status, headers, body, unix_time=unix_time)
-        elif failed_at_request(error):
-            report = None
-    secrets = {secret for one in (*causes, response) for secret in _secrets_of(one)}
+    secrets = {secret for one in causes for secret in _secrets_of(one)}
 
     def hide(text: str) -> str:
         text = _shorten(text, _LONGEST_TEXT)
         return _LOOKS_SECRET.sub(MASK, redact_text(secrets, text))
 
+    report = _read_causes(error, causes, unix_time)
     mask_with(hide, error)
     for one in causes:
         drop_request_headers(one)
@@ -201,24 +190,8 @@ def name_failure(error: BaseException, unix_time: float) -> RetryRouterError:
     with contextlib.suppress(Exception):  # ... and its text, which has lost its keys.
         text = f": {error}"
     if report is None:
-        place = " while the request was written" if failed_at_request(error) else ""
-        return UnknownError(f"{type(error).__name__}{place}{text}")
+        return UnknownError(f"{type(error).__name__}{text}")
     return report.to_error(BASE_ERRORS)
-
-
-def failed_at_request(error: BaseException) -> bool:
-    """Whether an exception was raised before a request was sent, as far as is known.
-
-    The innermost function whose name says what it is for decides: it writes what is
-    sent, or it reads an answer.
-    """
-    for frame in _stack(error):
-        name = f"{type(frame.f_locals.get('self')).__name__}.{frame.f_code.co_name}"
-        if _READS.search(name):
-            return False
-        if _WRITES.search(name):
-            return True
-    return False
 
 
 # As many idle connections of another event loop as the generated SDKs keep.
@@ -541,44 +514,6 @@ _OF_ANSWERS: Final = re.compile(  # The titles of pydantic's models.
 )
 
 
-# The names of functions, with the class of their `self`, in SDKs and integrations.
-_READS: Final = re.compile(
-    r"result|response(?!s?_(?:format|api|schema))|parse(?!\w*history)|construct|extract"
-    r"|(?<!structured_)output(?!_(?:config|format|schema))|chunk|event|loads|decode"
-)
-_WRITES: Final = re.compile(
-    r"payload|params|prompt|input|headers|tool(?!_call)|to_parts|message_dicts"
-    r"|messages?_to_(?!\w*message)|format_\w*messages|pydantic_model"
-    r"|(?:get|create|convert|to|build|prepare)_\w*request|(?:Request|Input|Params)\."
-    r"|structured_output|(?:response|output)_(?:format|config|schema)"
-)
-
-
-def _stack(error: BaseException) -> Iterator[FrameType]:
-    """The calls in which an exception was raised, the innermost first, up to ours."""
-    for one in reversed(list(_causes(error))):
-        for frame, _ in reversed(list(traceback.walk_tb(one.__traceback__))):
-            if str(frame.f_globals.get("__name__")).startswith("langchain_retryrouter"):
-                return
-            yield frame
-
-
-def _refusal_in(stack: Iterable[FrameType]) -> Any:
-    """A response with an error's status that a function holds; None if none does.
-
-    botocore, Ollama, Hugging Face and others fail at the body of an error that is, for
-    example, a bare string, and forget the status.
-    """
-    for frame in stack:
-        for one in frame.f_locals.values():
-            statuses = (safe_getattr(one, name) for name in ("status_code", "status"))
-            if any(_as_status(status, _BAD_REQUEST) for status in statuses) and _pairs(
-                safe_getattr(one, "headers")
-            ):
-                return one
-    return None
-
-
 def _causes(
     step: BaseException | None, *, deep: bool = False
 ) -> Iterator[BaseException]:
@@ -861,8 +796,8 @@ _LOOKS_SECRET: Final = re.compile(
 )
 
 
-def _secrets_of(error: Any) -> Iterator[str]:
-    """What the request of an exception, or a response, carried and is not shown."""
+def _secrets_of(error: BaseException) -> Iterator[str]:
+    """What the request of an exception carried that must not be shown."""
     response = safe_getattr(error, "response")
     for request in (
         safe_getattr(error, "request"),

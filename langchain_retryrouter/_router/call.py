@@ -32,7 +32,6 @@ from langchain_retryrouter._prices import write_costs
 from langchain_retryrouter._providers.errors import (
     MOST_STALE,
     PAYLOADS,
-    failed_at_request,
     is_of_closed_loop,
     name_failure,
     safe_getattr,
@@ -583,7 +582,6 @@ class RouterCall:
         if is_unread and self._memory.output and isinstance(error, ValidationError):
             return self._judge.misfit(attempt, error)  # Parsed by the SDK itself.
         is_key = isinstance(error, KeyError) and PAYLOADS.issuperset(error.args)
-        is_key = is_key and not failed_at_request(error)
         if is_key and integration_of(attempt.route.model) is not UNKNOWN_INTEGRATION:
             # The answer lacks what each answer has.
             msg = f"the provider's answer has no field {error}"

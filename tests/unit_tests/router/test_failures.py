@@ -22,15 +22,13 @@ import requests
 import urllib3
 from langchain_core import exceptions as langchain
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import HumanMessage
 from langchain_core.outputs import ChatResult
 from openai.types.responses import ResponseError
 from pydantic import BaseModel, ValidationError
 
-from langchain_retryrouter import CircuitBreaker, FailureKind, Route
+from langchain_retryrouter import FailureKind
 from langchain_retryrouter._providers.errors import read_exception
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
-from langchain_retryrouter.failures import classify
 from langchain_retryrouter.testing import (
     Body,
     Cut,
@@ -49,7 +47,7 @@ from langchain_retryrouter.testing import (
 from tests.support.models import KEY, NOWHERE, chat_openai, gpt_router
 
 from .anthropic_wire import after_the_beginning, chat_anthropic, event, problem
-from .attempts import WAYS, Way, ask, error_of, every_way, router_of
+from .attempts import WAYS, Way, error_of, every_way, router_of
 
 K = FailureKind
 JSON = {"content-type": "application/json"}
@@ -563,35 +561,6 @@ def test_a_bug_says_nothing_about_a_provider(error: Exception) -> None:
     assert read_exception(error, unix_time=0.0) is None
 
 
-@every_way
-def test_a_request_that_cannot_be_written_is_left_for_the_next_route(way: Way) -> None:
-    """A message that an integration cannot send says nothing about its provider."""
-    prompt: Any = [HumanMessage([{"type": "image_url", "image_url": None}])]
-    breaker = CircuitBreaker(failure_threshold=1)
-    with FaultyGateway() as gateway:
-        first = Route(model=chat_anthropic(gateway), breaker=breaker)
-        error: Any = error_of(way, router_of(first, retries=2), messages=prompt)
-        assert gateway.requests == []
-        assert ask(way, router_of(first, chat_openai(gateway)), prompt)
-    assert error.kind is K.UNKNOWN
-    assert error.message.startswith("TypeError while the request was written: 'NoneT")
-    assert (breaker.state, len(error.attempt_log["attempts"])) == ("closed", 1)
-
-
-@pytest.mark.parametrize("value", [None, "a text", [], 7])
-def test_functions_tell_what_failed(value: Any) -> None:
-    """The innermost function that is named after a request or an answer decides."""
-
-    def format_messages() -> Any:
-        return value["content"]
-
-    def parse_response() -> Any:
-        return value["content"]
-
-    assert routed(AskingModel(ask=format_messages)).kind is K.UNKNOWN
-    assert routed(AskingModel(ask=parse_response)).kind is K.MALFORMED
-
-
 # --- HTTP libraries without an SDK --------------------------------------------------
 
 PAYLOAD: Any = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -667,26 +636,6 @@ def test_a_body_that_was_read_sharpens_a_status() -> None:
     """What the body says counts if the library keeps it."""
     told = sent(with_requests, Status(400, error_code="context_length_exceeded"))
     assert (told.kind, told.code) == (K.CONTEXT_OVERFLOW, "context_length_exceeded")
-
-
-@pytest.mark.parametrize("status", [400, 401, 404, 429, 503])
-@pytest.mark.parametrize(
-    "body", ['"no: my-own-key"', '["my-own-key"]', "7", "null", "{}", ""]
-)
-def test_a_status_counts_if_an_sdk_fails_at_the_body(body: str, status: int) -> None:
-    """botocore, Ollama and others forget the status then, and raise Python's errors."""
-
-    def send(url: str, _: float) -> None:
-        key = {"authorization": "Bearer my-own-key"}
-        with requests.Session() as session:
-            response = session.post(url, json=PAYLOAD, headers=key)
-            raise RuntimeError(response.json()["error"]["message"])
-
-    told = sent(send, Body(status, {**JSON, "retry-after": "7"}, body))
-    assert (told.kind, told.status_code) == (classify(status), status)
-    assert told.retry_after == 7
-    shown = "an empty body" if body in {"", "{}"} else body.replace("my-own-key", "***")
-    assert told.message == f"Error code: {status} - {shown}"
 
 
 @pytest.mark.parametrize("send", CLIENTS)
