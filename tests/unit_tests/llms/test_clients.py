@@ -1,9 +1,9 @@
 """Connections: shared and pooled, one a process or event loop, closed in the end."""
 
 import asyncio
-import gc
 import contextlib
 import copy
+import gc
 import pickle
 import subprocess
 import sys
@@ -29,6 +29,15 @@ from langchain_retryrouter.testing import (
 from tests.unit_tests.chat_models.relays import Proxy
 
 from .conftest import KEY, Env, NewLLM, collect_garbage, in_loop
+
+
+@pytest.fixture(scope="module", autouse=True)
+def old_objects_frozen() -> None:
+    """Leave what other modules' tests have left out of collections.
+
+    httpx keeps an idle connection for 5 s, and a collection may take longer.
+    """
+    gc.freeze()
 
 
 @pytest.mark.usefixtures("waits_for_bodies")
@@ -293,9 +302,6 @@ async def test_with_closes_the_connections(every: Env) -> None:
 @pytest.mark.parametrize("closes", [True, False], ids=["closed", "collected"])
 async def test_the_last_model_closes_the_client(env: Env, closes: bool) -> None:
     """A client is open until the last model that shares it is closed, or gone."""
-    # httpx keeps an idle connection for 5 s, and to look through what the tests before
-    # have left may take longer.
-    gc.freeze()
     models = [env.new(), env.new(n=2)]
     await in_loop(env, models[0], "invoke", "hi")
     while models:
