@@ -37,6 +37,7 @@ from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.tracers.base import AsyncBaseTracer, BaseTracer
 from langchain_core.utils.uuid import uuid7
+from pydantic import Field
 
 from langchain_retryrouter._retry.call_log import AttemptRecord, CallObserver
 from langchain_retryrouter._retry.call_state import CallState
@@ -237,6 +238,10 @@ class RetryVisibleChatModel(BaseChatModel):
 
     A cached answer has no attempts.
     """
+
+    trace_attempts: bool | None = Field(default=None, exclude=True, repr=False)
+    """Whether callback handlers see each attempt as a run below the call's. None: only
+    LangSmith's tracer does, where it exports by OpenTelemetry and loses retries."""
 
     def stream(
         self,

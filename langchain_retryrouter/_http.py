@@ -9,34 +9,9 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 from langchain_retryrouter.failures import Failure, FailureKind
-
-# --- closing -------------------------------------------------------------------------
-
-
-class ClosedByWith:
-    """A model whose connections are closed at the end of `with` and `async with`."""
-
-    def close(self) -> None:
-        """Close the connections of sync calls."""
-
-    async def aclose(self) -> None:
-        """Close the connections of async calls in the running event loop."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
 
 # --- events ---------------------------------------------------------------------------
 
@@ -91,11 +66,7 @@ class SSEParser:
         lines = chunk.splitlines()  # At `\n`, `\r\n` and `\r`, as these are bytes.
         rest = b"" if chunk.endswith((b"\n", b"\r")) or not lines else lines.pop()
         for tail in lines:
-            # Each byte is counted once as it arrives, so that the limit does not depend
-            # on how the stream is split.
-            self._size += len(tail)
-            if self._size > self._max:
-                raise self._too_large()
+            self._count(tail)
             line = bytes(self._pending + tail) if self._pending else tail
             self._pending.clear()
             if self._is_first:
@@ -115,10 +86,8 @@ class SSEParser:
                 if has_event:
                     yield ServerSentEvent(kind, data)
         if rest:
+            self._count(rest)
             self._pending += rest
-            self._size += len(rest)
-            if self._size > self._max:
-                raise self._too_large()
 
     def _take(self, line: bytes, field: bytes, value: bytes) -> None:
         """Take note of a line that is not data, as far as a server has written it."""
@@ -140,9 +109,12 @@ class SSEParser:
             self._data += line
             self._data += b"\n"
 
-    def _too_large(self) -> TooLargeError:
-        msg = f"one event of the stream is larger than {self._max} bytes"
-        return TooLargeError(msg)
+    def _count(self, piece: bytes) -> None:
+        """Count each byte as it arrives: the limit is the same however it is split."""
+        self._size += len(piece)
+        if self._size > self._max:
+            msg = f"one event of the stream is larger than {self._max} bytes"
+            raise TooLargeError(msg)
 
 
 # --- errors --------------------------------------------------------------------------

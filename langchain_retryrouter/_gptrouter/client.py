@@ -179,14 +179,14 @@ class GatewayClient(GPTRouterClient):
 
     # --- one request ----------------------------------------------------------------
 
-    def post(self, request: http.Request) -> dict[str, Any] | None:
-        """The JSON object of the answer; None for an answer without a body."""
+    def post(self, request: http.Request) -> dict[str, Any]:
+        """The JSON object of the answer."""
         with self._typed_errors(request):
             with contextlib.closing(http.post(request)) as response:
                 body = http.read_body(response)
             return protocol.read_answer(response.status, response.headers, body)
 
-    async def apost(self, request: http.Request) -> dict[str, Any] | None:
+    async def apost(self, request: http.Request) -> dict[str, Any]:
         """Async variant of `post`."""
         with self._typed_errors(request):
             async with http.apost(request) as response:

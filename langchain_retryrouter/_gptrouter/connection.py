@@ -9,8 +9,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any, Final, Self
 
 from langchain_core.load.serializable import Serializable
@@ -26,24 +24,14 @@ from pydantic import (
 )
 
 from langchain_retryrouter import _gptrouter
+from langchain_retryrouter._base import RetriedModel
 from langchain_retryrouter._gptrouter.http import (
     aclose_connections,
     close_connections,
     find_origin,
 )
-from langchain_retryrouter._http import ClosedByWith
-from langchain_retryrouter._prices import load_list
-from langchain_retryrouter._retry.call_log import Subject
-from langchain_retryrouter._retry.call_state import CallState
-from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
-from langchain_retryrouter._retry.engine import RetryContext
-from langchain_retryrouter._retry.limits import call_limits
 from langchain_retryrouter._secrets import refuse_bool, shown
 from langchain_retryrouter._shared import name_hash
-from langchain_retryrouter.circuit_breaker import CircuitBreaker
-from langchain_retryrouter.policy import RetryBudget, RetryPolicy, resolve_policy
-from langchain_retryrouter.rate_limits import RateLimit, Size
-from langchain_retryrouter.stores import as_store, close_made
 
 GATEWAY_METADATA: Final = ("tag", "user_id", "history_id", "app_id", "gateway_metadata")
 """Fields, and options of a call, that the gateway does not pass on to a provider."""
@@ -77,7 +65,7 @@ _OTHER_NAMES: Final = {
 """What the arguments are called in other LangChain integrations."""
 
 
-class GatewayConnection(ClosedByWith, Serializable):
+class GatewayConnection(RetriedModel, Serializable):
     """The fields of a class that sends requests to a gateway."""
 
     # A validation error quotes its input, which may hold the key.
@@ -98,24 +86,10 @@ class GatewayConnection(ClosedByWith, Serializable):
     this number. To give both is an error."""
     failover: bool = True
     """Whether a retry asks the list's next model first; False keeps the order."""
-    retry_policy: RetryPolicy | None = None
-    """How often and how patiently to retry; None for the defaults."""
-    budget: RetryBudget | None = Field(default=None, exclude=True, repr=False)
-    """Limits retries over several models: give the same object to all of them."""
-    breaker: CircuitBreaker | None = Field(default=None, exclude=True, repr=False)
-    """Refuses to send during an outage: give the same object to all models of one
-    gateway."""
-    store: Any = Field(default=None, exclude=True, repr=False)
-    """Where the breaker and the budget are shared with other processes: a
-    `stores.RedisStore`, its URL, or a `stores.MemoryStore`. Without a breaker of your
-    own the model gets one. A store of your own is yours to close."""
     request_timeout: float | tuple[float, float] | None = Field(
         default=60.0, alias="timeout"
     )
     """Seconds to connect and to wait for bytes, one or a pair; None for no limit."""
-    rate_limit: RateLimit | None = Field(default=None, exclude=True, repr=False)
-    """Limits requests, tokens and concurrency: give the same object to all models of
-    one account."""
     # It may hold a password, so it stays out of what is shown, written and traced.
     proxy: str | None = Field(
         default=None, exclude=True, repr=False, validate_default=True
@@ -132,8 +106,6 @@ class GatewayConnection(ClosedByWith, Serializable):
     gateway_metadata: dict[str, Any] = Field(default_factory=dict)
     """More gateway metadata; a call's own replaces all of it. LangChain's own
     `metadata` is for tracers, and is not sent."""
-    clock: Clock | None = Field(default=None, exclude=True, repr=False)
-    """Tells the time and waits; `testing.FakeClock` in a test."""
 
     @classmethod
     def _provider_options(cls) -> frozenset[str]:
@@ -172,15 +144,6 @@ class GatewayConnection(ClosedByWith, Serializable):
         values["gpt_router_api_base"] = get_from_dict_or_env(
             values, "gpt_router_api_base", "GPT_ROUTER_API_BASE", DEFAULT_API_BASE_URL
         )
-        policy = values.get("retry_policy")
-        if isinstance(policy, dict):  # As `langchain_core.load` has it.
-            retries = policy.get("max_retries", RetryPolicy().max_retries)
-        else:
-            retries = getattr(policy, "max_retries", None)
-        if isinstance(retries, int):
-            values.setdefault("max_retries", retries)
-        if "store" in values:
-            values["store"] = as_store(values["store"])
         # Not by `get_from_dict_or_env`, which makes stars of a `SecretStr`. The field
         # says that there is none, so that the error names it.
         key = values.get("gpt_router_api_key") or os.environ.get("GPT_ROUTER_API_KEY")
@@ -227,21 +190,6 @@ class GatewayConnection(ClosedByWith, Serializable):
             find_origin(base, value)
         return value
 
-    # Before pydantic makes 1 of True.
-    @field_validator("max_retries", mode="before")
-    @classmethod
-    def _check_max_retries(cls, value: Any) -> int:
-        return RetryPolicy(max_retries=value).max_retries
-
-    @field_validator("retry_policy")
-    @classmethod
-    def _check_policy(
-        cls, value: RetryPolicy | None, info: ValidationInfo
-    ) -> RetryPolicy | None:
-        if value is not None:
-            resolve_policy(value, info.data.get("max_retries"))
-        return value
-
     _refuse_bool = field_validator("request_timeout", mode="wrap")(refuse_bool)
 
     @field_validator("request_timeout")
@@ -258,7 +206,6 @@ class GatewayConnection(ClosedByWith, Serializable):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        load_list()
         new_client = _gptrouter.client.GatewayClient
         if self.client is None or type(self.client) is new_client:
             # Made anew also where LangChain copies our fields with one of them changed
@@ -271,14 +218,7 @@ class GatewayConnection(ClosedByWith, Serializable):
                 getattr(self.client, "additional_metadata", None),
                 proxy=self.proxy,
             )
-        if self.store is not None:
-            self.breaker = self.breaker or CircuitBreaker(clock=self.clock)
-            name = f"gptrouter {name_hash(self.gpt_router_api_base)}"
-            self.breaker.join(self.store, name)
-            if self.budget is not None:
-                self.budget.join(self.store, "budget")
-            if self.rate_limit is not None:
-                self.rate_limit.join(self.store, name)
+        self._join_store(f"gptrouter {name_hash(self.gpt_router_api_base)}")
         return self
 
     # --- connections ----------------------------------------------------------------
@@ -291,7 +231,7 @@ class GatewayConnection(ClosedByWith, Serializable):
         """
         if isinstance(self.client, _gptrouter.client.GatewayClient):
             close_connections(self.client.origin)
-        close_made(self.store)
+        super().close()
 
     async def aclose(self) -> None:
         """Close the connections of async calls in the running event loop, once idle.
@@ -301,7 +241,7 @@ class GatewayConnection(ClosedByWith, Serializable):
         """
         if isinstance(self.client, _gptrouter.client.GatewayClient):
             await aclose_connections()
-        close_made(self.store)
+        await super().aclose()
 
     # --- serialization --------------------------------------------------------------
 
@@ -312,50 +252,16 @@ class GatewayConnection(ClosedByWith, Serializable):
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
-        """Fields that are objects as data, for `langchain_core.load` and cache keys.
-
-        Of those that are no data, such as a shared limit, `dumps` writes that they are
-        missing, and `load` refuses them, or leaves them out if it is told to.
-        """
-        hidden = ("budget", "breaker", "store", "rate_limit", "trace_attempts", "clock")
-        given = {name: getattr(self, name, None) for name in hidden}
-        given["models_priority_list"] = [
+        """What LangChain's `dumps` writes besides the fields; see `RetriedModel`."""
+        written = super().lc_attributes
+        written["models_priority_list"] = [
             model.model_dump() for model in self.models_priority_list
         ]
-        given["retry_policy"] = self.retry_policy and asdict(self.retry_policy)
-        given["proxy"] = self.proxy and re.sub(r"(?<=//)[^/@]*@", "", self.proxy)
-        return {name: value for name, value in given.items() if value is not None}
+        if self.proxy is not None:
+            written["proxy"] = re.sub(r"(?<=//)[^/@]*@", "", self.proxy)
+        return written
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
         """Whether `langchain_core.load` may write it."""
         return True
-
-
-# --- one call -----------------------------------------------------------------------
-
-
-def retry_context(
-    connection: GatewayConnection,
-    describe: Callable[[int], Subject],
-    size: Callable[[int], Size],
-    **hooks: Any,
-) -> RetryContext:
-    """How one call is retried: by the connection's fields, and by what it asks.
-
-    `size`, that of its request, is only asked for if it counts.
-    """
-    retries = connection.max_retries
-    # A copy whose fields were changed may have a `max_retries` that the policy denies.
-    given = retries if "max_retries" in connection.model_fields_set else None
-    limit = connection.rate_limit
-    call_state = CallState(
-        resolve_policy(connection.retry_policy, given, retries),
-        budget=connection.budget,
-        breaker=connection.breaker,
-        time=connection.clock or SYSTEM_CLOCK,
-        describe=describe,
-        limits=None if limit is None else call_limits([[limit]], size),
-    )
-    family = _gptrouter.errors.GPT_ROUTER_ERRORS
-    return RetryContext(call_state, errors=family, **hooks)

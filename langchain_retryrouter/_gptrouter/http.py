@@ -171,7 +171,14 @@ def post(request: Request) -> urllib3.BaseHTTPResponse:
         redirect=False,
         preload_content=False,
     )
-    on_abort(functools.partial(shut_down, response))
+
+    def interrupt() -> None:
+        """Interrupt, from another thread, a read under way; it then raises."""
+        # It may have been read to its end, or be closed.
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            response.shutdown()
+
+    on_abort(interrupt)
     if request.read != request.read_first and (opened := _socket_of(response)):
         opened.settimeout(request.read)
     if request.read_headers is not None:
@@ -194,13 +201,6 @@ def _new_pool(origin: Origin) -> urllib3.HTTPConnectionPool | urllib3.ProxyManag
 
 def _socket_of(response: urllib3.BaseHTTPResponse) -> socket.socket | None:
     return getattr(response.connection, "sock", None)
-
-
-def shut_down(response: urllib3.BaseHTTPResponse) -> None:
-    """Interrupt, from another thread, a read under way; it then raises."""
-    # It may have been read to its end, or be closed.
-    with contextlib.suppress(OSError, ValueError, RuntimeError):
-        response.shutdown()
 
 
 def read_body(response: urllib3.BaseHTTPResponse) -> bytes:

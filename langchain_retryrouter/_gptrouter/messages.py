@@ -650,19 +650,17 @@ def _sum(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers added up, at any depth; of what cannot be added, the last."""
     total = dict(left)
     for name, value in right.items():
-        before = total.get(name)
+        before: Any = total.get(name)
         if isinstance(before, dict) and isinstance(value, dict):
             total[name] = _sum(before, value)
-        elif _is_number(before) and _is_number(value):
+        elif all(
+            type(one) in {int, float} and abs(one) < _TOO_LARGE  # True is no number.
+            for one in (before, value)
+        ):
             total[name] = before + value
         else:
             total[name] = value
     return total
-
-
-def _is_number(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and abs(value) < _TOO_LARGE
 
 
 # --- content blocks -----------------------------------------------------------------

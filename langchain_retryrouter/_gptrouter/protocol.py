@@ -7,6 +7,7 @@ public gateway as seen on the wire, and for newer gateways the payloads of the p
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import reprlib
@@ -211,28 +212,28 @@ class ModelList:
         self._begun_with: set[ModelKey] = set()  # The first models of the attempts.
         self._last: ModelKey | None = None  # The list's, from the first failure on.
         self._unnamed = 0  # Failures of one model alone, without its name.
-        params = requests[0].prompt_params
-        essential = _essential_options(params)
-        tools = [name for name in essential if "tool" in name]
-        self._tools = ", ".join(tools)
+        self._params = requests[0].prompt_params
         self._reader = EventReader()
-        if all(map(self._is_chat, requests)):
-            return
+        if not all(map(self._is_chat, requests)):
+            self._skip_completion_models()
+
+    def _skip_completion_models(self) -> None:
+        params, tools = self._params, self._tools
         given = params.model_dump(exclude_none=True).keys() - _MAY_BE_LOST
         if params.temperature not in {None, _USUAL_TEMPERATURE}:
             given.add("temperature")
-        others = sorted(given - set(essential))
-        for request in [one for one in requests if not self._is_chat(one)]:
+        others = sorted(given - set(self._essential))
+        for request in [one for one in self.requests if not self._is_chat(one)]:
             # Of a provider that is not known, only the form of its answers is.
             is_known = request.provider_name in _COMPLETION_PROVIDERS
-            lost = essential if is_known else tools
+            lost = self._essential if is_known else tools
             name = f"{request.model_name} ({request.provider_name})"
             what = f"a completion model, which is not given {', '.join(lost or others)}"
             if lost:
                 record = AttemptRecord(None, request.model_name, "skipped", reason=what)
                 self.skipped.append(record)
                 self.warnings.append(f"{name} is skipped: it is {what}")
-                self.requests = [one for one in self.requests if one is not request]
+                self.requests.remove(request)
             elif others:
                 self.warnings.append(f"{name} is {what}")
         if not self.requests:
@@ -245,10 +246,36 @@ class ModelList:
             raise UnsupportedOptionError(msg)
         self._put_in_order(self.requests)
 
+    @functools.cached_property
+    def _essential(self) -> list[str]:
+        """What of a request is lost in one plain prompt, and has to be in an answer."""
+        params, names = self._params, ("tools", "functions", "stop")
+        found = [name for name in names if getattr(params, name)]
+        if params.tool_choice not in (None, "none"):
+            found.append("tool_choice")
+        if (params.response_format or {}).get("type", "text") != "text":
+            found.append("response_format")
+        if (params.n or 1) > 1:
+            found.append("n")
+        for message in params.messages or ():
+            if isinstance(message, dict):
+                if message.get("role") in {"tool", "function"}:
+                    found.append("tool results")
+                if message.get("tool_calls") or message.get("function_call"):
+                    found.append("tool calls")
+                if isinstance(message.get("content"), list):
+                    found.append("content blocks")
+        return list(dict.fromkeys(found))
+
+    @property
+    def _tools(self) -> list[str]:
+        return [name for name in self._essential if "tool" in name]
+
     def new_reader(self) -> EventReader:
         """What reads the events of the next attempt's stream."""
         may_be_empty = not any(map(self._is_chat, self.requests))
-        self._reader = EventReader(may_be_empty=may_be_empty, tools=self._tools)
+        tools = ", ".join(self._tools)
+        self._reader = EventReader(may_be_empty=may_be_empty, tools=tools)
         return self._reader
 
     def route(self) -> str:
@@ -329,7 +356,7 @@ class ModelList:
         Only errors that a stream reports are about the model or its provider: a 401 to
         the request itself, for example, is about the gateway's key.
         """
-        if self._tools and self._reader.is_chat is False:
+        if self._reader.is_chat is False and self._tools:
             return True
         event = error.body.get("event") if isinstance(error.body, dict) else None
         return event == "error" and error.kind in ROUTES_OWN
@@ -368,9 +395,8 @@ class ModelList:
             if whole is not None:
                 model, usage = whole.model, whole.meta and whole.meta.model_dump()
                 reasons = [choice.finish_reason for choice in whole.choices]
-            call_state.answered(
-                number, model=model, usage=usage, finish_reasons=reasons
-            )
+            facts = {"model": model, "usage": usage, "finish_reasons": reasons}
+            call_state.answered(number, **facts)
 
     def _learn(self) -> None:
         """Remember whether the model that a stream names is a chat model."""
@@ -402,26 +428,6 @@ class ModelList:
             request.model_copy(update={"order": order})
             for order, request in enumerate(requests, start=1)
         ]
-
-
-def _essential_options(params: GatewayParams) -> list[str]:
-    """What of a request is lost in one plain prompt, and has to be in an answer."""
-    found = [name for name in ("tools", "functions", "stop") if getattr(params, name)]
-    if params.tool_choice not in (None, "none"):
-        found.append("tool_choice")
-    if (params.response_format or {}).get("type", "text") != "text":
-        found.append("response_format")
-    if (params.n or 1) > 1:
-        found.append("n")
-    for message in params.messages or ():
-        if isinstance(message, dict):
-            if message.get("role") in {"tool", "function"}:
-                found.append("tool results")
-            if message.get("tool_calls") or message.get("function_call"):
-                found.append("tool calls")
-            if isinstance(message.get("content"), list):
-                found.append("content blocks")
-    return list(dict.fromkeys(found))
 
 
 # --- responses ----------------------------------------------------------------------
@@ -540,14 +546,12 @@ class GatewayResponse(models.GenerationResponse):
 
 def read_answer(
     status_code: int, headers: Mapping[str, str], body: bytes
-) -> dict[str, Any] | None:
-    """The JSON object of an answer; None for an answer without a body.
+) -> dict[str, Any]:
+    """The JSON object of an answer.
 
     Raises:
         RetryRouterError: The status says so, or the body is not a JSON object.
     """
-    if status_code in {202, 204}:
-        return None
     if status_code != _OK:
         now, empty = SYSTEM_CLOCK.time(), ""
         if status_code < _REDIRECT:
@@ -573,11 +577,8 @@ def read_answer(
     return data
 
 
-def read_response(data: Mapping[str, Any] | None) -> GatewayResponse:
-    """The answer in a gateway's JSON; None for a response without a body."""
-    if data is None:
-        msg = "the gateway took the request and sent no answer"
-        raise malformed(msg)
+def read_response(data: Mapping[str, Any]) -> GatewayResponse:
+    """The answer in a gateway's JSON."""
     report = None if data.get("choices") else errors.read_event(data)
     if report is not None:
         raise report.to_error(GPT_ROUTER_ERRORS)
@@ -763,8 +764,7 @@ _OK: Final = 200
 _REDIRECT: Final = 300
 _NOT_ACCEPTABLE: Final = 406
 _EXCERPT: Final = 200  # Characters.
-_OPAQUE_STATUS: Final = 500
-_OPAQUE_BODY: Final = {"error": "Something went wrong"}
+_OPAQUE: Final = (500, {"error": "Something went wrong"})
 
 
 def read_error_event(event: Mapping[str, Any]) -> RetryRouterError:
@@ -819,7 +819,7 @@ def interrupted() -> RetryRouterError:
 
 def is_opaque(error: RetryRouterError) -> bool:
     """Whether the gateway hides a cause that it would tell in a stream."""
-    return error.status_code == _OPAQUE_STATUS and error.body == _OPAQUE_BODY
+    return (error.status_code, error.body) == _OPAQUE
 
 
 def excerpt(body: bytes) -> str:

@@ -37,15 +37,16 @@ from pydantic import (
 )
 
 from langchain_retryrouter import _callbacks, _gptrouter
+from langchain_retryrouter._base import new_call_state
 from langchain_retryrouter._gptrouter import connection
 from langchain_retryrouter._gptrouter.connection import (
     DEFAULT_API_BASE_URL,
     GatewayConnection,
     GPTRouterModel,
 )
-from langchain_retryrouter._prices import Prices, listed_prices, load_list
+from langchain_retryrouter._prices import listed_prices, load_list
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
-from langchain_retryrouter._retry.engine import Attempt, acall, call
+from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall, call
 from langchain_retryrouter._retry.streaming import astream, stream
 from langchain_retryrouter._retry.timeouts import EventSource
 from langchain_retryrouter._secrets import refuse_bool
@@ -158,9 +159,6 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
     retry."""
     gateway_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds the gateway waits for its provider's headers; None for its 60."""
-    trace_attempts: bool | None = Field(default=None, exclude=True, repr=False)
-    """Whether callback handlers see each attempt as a run below the call's. None: only
-    LangSmith's tracer does, where it exports by OpenTelemetry and loses retries."""
 
     @classmethod
     def _provider_options(cls) -> frozenset[str]:
@@ -551,13 +549,9 @@ class _GatewayCall:
         if not isinstance(llm.client, _gptrouter.client.GatewayClient):
             self._client = _gptrouter.client.SDKClient(llm.client)
         observed = self._client.observed
-        prices: dict[str | None, Prices | None] = {}
         for model in models:
-            name, provider = model.name, model.provider_name
             if model.is_chat is not None:
-                observed.are_chat[name, provider] = model.is_chat
-            prices[name] = listed_prices(name, provider)
-        prices[None] = prices[models[0].name]  # It is not known which one has failed.
+                observed.are_chat[model.name, model.provider_name] = model.is_chat
         requests = get_ordered_generation_requests(models, **options)
         params = requests[0].prompt_params
         asks_for_one = params.n in {None, 1}
@@ -573,22 +567,27 @@ class _GatewayCall:
                 observed.warned.add(message)
                 logger.warning(message)
         self.new_reader = self._models.new_reader
-        self.context = connection.retry_context(
-            llm,
-            self._models.describe,
-            self._size,
+        call_state = new_call_state(llm, self._models.describe, self._size)
+        self.context = RetryContext(
+            call_state,
+            errors=_gptrouter.errors.GPT_ROUTER_ERRORS,
             route=self._models.route,
             asked=self._models.asked,
             on_failure=self.on_failure,
             should_failover=self._models.should_failover,
             on_last=self.on_last,
         )
-        call_state = self.context.call_state
         call_state.records += self._models.skipped
         _callbacks.observe_run(
             call_state, run_manager, trace_attempts=llm.trace_attempts
         )
-        call_state.prices = prices if load_list() else None
+        if load_list():
+            prices: dict[str | None, Any] = {
+                model.name: listed_prices(model.name, model.provider_name)
+                for model in models
+            }
+            # Of a failed attempt it may not be known which model was asked.
+            call_state.prices = {**prices, None: prices[models[0].name]}
         self._gateway_max_retries = llm.gateway_max_retries
         if self._gateway_max_retries is None and call_state.policy.max_retries:
             self._gateway_max_retries = 0  # Or one call would be retried twice over.

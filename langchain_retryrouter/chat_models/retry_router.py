@@ -34,13 +34,13 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from langchain_retryrouter._base import SharingModel
 from langchain_retryrouter._callbacks import (
     AsyncNotifier,
     Notifier,
     RetryVisibleChatModel,
     run_manager_of,
 )
-from langchain_retryrouter._http import ClosedByWith
 from langchain_retryrouter._providers.integrations import (
     check_tool_choice,
     name_of_tool,
@@ -48,7 +48,7 @@ from langchain_retryrouter._providers.integrations import (
     read_tool_choice,
     tracing_params,
 )
-from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.engine import acall, call
 from langchain_retryrouter._retry.health import health_of
 from langchain_retryrouter._retry.streaming import astream, stream
@@ -68,10 +68,9 @@ from langchain_retryrouter._secrets import check_number, name_value, shown
 from langchain_retryrouter.chat_models._structured import OutputFormat
 from langchain_retryrouter.circuit_breaker import CircuitBreakerSettings
 from langchain_retryrouter.failures import FailureKind
-from langchain_retryrouter.policy import RetryBudget, RetryPolicy
+from langchain_retryrouter.policy import RetryPolicy
 from langchain_retryrouter.rate_limits import RateLimit
 from langchain_retryrouter.spend_limits import SpendLimit
-from langchain_retryrouter.stores import as_store, close_made
 
 __all__ = ["RetryRouter", "Route"]
 
@@ -90,7 +89,7 @@ _RENAMED: Final = {
 }
 
 
-class RetryRouter(ClosedByWith, RetryVisibleChatModel):
+class RetryRouter(SharingModel, RetryVisibleChatModel):
     """Several chat models as one, which answers as long as one of them can.
 
     After a failure the same route is asked again, then the next one, depending on the
@@ -137,14 +136,8 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     if that is the route's share of it. `math.inf` is no limit.
     """
 
-    budget: RetryBudget | None = Field(default=None, exclude=True, repr=False)
-    """Limits retries during an outage; give the same object to all that share it."""
-
     rate_limit: RateLimit | None = Field(default=None, exclude=True, repr=False)
     """Limits the attempts on all routes together; `Route.rate_limit` those on one."""
-    trace_attempts: bool | None = Field(default=None, exclude=True, repr=False)
-    """Whether callback handlers see each attempt as a run below the call's. None: only
-    LangSmith's tracer does, where it exports by OpenTelemetry and loses retries."""
 
     store: Any = Field(default=None, exclude=True, repr=False)
     """Where other processes learn what this router learns, and the other way round.
@@ -261,9 +254,6 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     """Limits the money of all calls, in a day for instance; give the same object to all
     that share it. `Route.spend_limit` is that of a single route."""
 
-    clock: Clock | None = Field(default=None, exclude=True, repr=False)
-    """The source of time, and of waits; `testing.FakeClock` in a test."""
-
     source: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
     """Where `from_config` found the store, for `to_config`, which fill and read it."""
 
@@ -289,7 +279,6 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 raise ValueError(msg)
         return values
 
-    _check_store = field_validator("store", mode="before")(as_store)
     _check_breaker_settings = field_validator("breaker_settings", mode="before")(
         setup.breaker_settings
     )
@@ -594,7 +583,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         for model in [one for route in self.routes for one in route.models]:
             if callable(close := getattr(model, "close", None)):
                 close()
-        close_made(self.store)
+        super().close()
 
     async def aclose(self) -> None:
         """Close the routes' models by `aclose`, or else by `close`."""
@@ -603,7 +592,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 await aclose()
             elif callable(close := getattr(model, "close", None)):
                 close()
-        close_made(self.store)
+        await super().aclose()
 
     # --- what LangChain asks ---
 

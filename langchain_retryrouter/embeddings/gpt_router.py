@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
@@ -18,12 +19,14 @@ from langchain_core.embeddings import Embeddings
 from pydantic import Field, ValidationInfo, field_validator
 from tenacity import RetryCallState
 
+from langchain_retryrouter._base import new_call_state
 from langchain_retryrouter._gptrouter import connection
 from langchain_retryrouter._gptrouter.client import GatewayClient
+from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter._gptrouter.http import Request
 from langchain_retryrouter._gptrouter.protocol import build_metadata, malformed
 from langchain_retryrouter._retry.call_log import Subject
-from langchain_retryrouter._retry.engine import Attempt, acall, call
+from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall, call
 from langchain_retryrouter._retry.timeouts import agather_bounded
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.rate_limits import Size, approximate_tokens
@@ -190,10 +193,13 @@ class _ChunkCall:
         self._models, self._texts = embeddings.models_priority_list, texts
         self._is_v2 = embeddings.endpoint == "v2"
         self._metadata = build_metadata(embeddings, {})
-        self.context = connection.retry_context(
-            embeddings,
-            self.describe,
-            lambda _: Size(approximate_tokens(texts), 0),
+        self.context = RetryContext(
+            new_call_state(
+                embeddings,
+                self.describe,
+                lambda _: Size(approximate_tokens(texts), 0),
+            ),
+            errors=GPT_ROUTER_ERRORS,
             route=self.route,
             on_failure=self.on_failure,
         )
@@ -267,11 +273,8 @@ class _ChunkCall:
 # --- answers ------------------------------------------------------------------------
 
 
-def _read_vectors(data: Mapping[str, Any] | None, count: int) -> list[Vector]:
+def _read_vectors(data: Mapping[str, Any], count: int) -> list[Vector]:
     """The `count` vectors in a gateway's JSON, in the order of the texts, checked."""
-    if data is None:
-        msg = "the gateway took the texts and sent no vectors"
-        raise malformed(msg, _OK)
     choices = data.get("choices")
     if not isinstance(choices, list):
         msg = f"the gateway's answer has no vectors: {repr(data)[:200]}"
@@ -283,11 +286,10 @@ def _read_vectors(data: Mapping[str, Any] | None, count: int) -> list[Vector]:
     if any(index is not None for index in indices):
         # Some gateways pass on the provider's index.
         known = [index for index in indices if type(index) is int]
-        if sorted(known) != list(range(len(choices))):
+        if sorted(known) != list(range(count)):
             msg = f"the indices of the vectors are not 0 to n-1: {indices[:20]}"
             raise malformed(msg, _OK)
-        by_index = dict(zip(known, choices, strict=True))
-        choices = [by_index[index] for index in range(len(choices))]
+        choices = sorted(choices, key=operator.itemgetter("index"))
     vectors = []
     for position, choice in enumerate(choices):
         numbers = choice.get("embedding") if isinstance(choice, dict) else None

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from langchain_retryrouter._http import ClosedByWith
+from langchain_retryrouter._base import SharingModel
 from langchain_retryrouter._providers.errors import (
     MOST_STALE,
     is_of_closed_loop,
@@ -60,9 +60,8 @@ from langchain_retryrouter.errors import (
     VectorSpaceError,
 )
 from langchain_retryrouter.failures import FAILURE_ACTIONS, FailureAction, FailureKind
-from langchain_retryrouter.policy import RetryBudget, RetryPolicy, with_limits
+from langchain_retryrouter.policy import RetryPolicy, with_limits
 from langchain_retryrouter.rate_limits import RateLimit, Size
-from langchain_retryrouter.stores import as_store, close_made
 
 Vector: TypeAlias = list[float]
 
@@ -119,7 +118,7 @@ class EmbeddingsRoute(BaseModel):
         return value
 
 
-class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
+class EmbeddingsRouter(SharingModel, Embeddings):
     """Embeddings of one model at several places, which answer while one of them can.
 
     There is one vector for each text, in order, or an error. Failed attempts are
@@ -164,13 +163,6 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
     """Retries, waits and time limits. An attempt has 60 s by default; `deadline` is for
     all batches of a call together."""
 
-    budget: RetryBudget | None = Field(default=None, exclude=True, repr=False)
-    """Limits retries during an outage; give the same object to all that share it."""
-
-    store: Any = Field(default=None, exclude=True, repr=False)
-    """Where processes share the breakers, the rate limits and the budget: a
-    `stores.RedisStore`, its URL, or a `stores.MemoryStore`."""
-
     breaker_settings: CircuitBreakerSettings | None = Field(
         default_factory=lambda: CircuitBreakerSettings(**setup.BREAKER_DEFAULTS)
     )
@@ -191,9 +183,6 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
     )
     """Called with the attempt log of each batch, also of one that failed."""
 
-    clock: Clock | None = Field(default=None, exclude=True, repr=False)
-    """The source of time, and of waits; `testing.FakeClock` in a test."""
-
     if TYPE_CHECKING:
 
         def __init__(
@@ -213,7 +202,6 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
         msg = f"routes must be a list of embeddings or EmbeddingsRoutes, not {given}"
         raise ValueError(msg)
 
-    _check_store = field_validator("store", mode="before")(as_store)
     _check_breaker_settings = field_validator("breaker_settings", mode="before")(
         setup.breaker_settings
     )
@@ -303,7 +291,7 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
         for route in self.routes:
             if callable(close := getattr(route.model, "close", None)):
                 close()
-        close_made(self.store)
+        super().close()
 
     async def aclose(self) -> None:
         """Close the routes' models by `aclose`, or else by `close`."""
@@ -312,7 +300,7 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
                 await aclose()
             elif callable(close := getattr(route.model, "close", None)):
                 close()
-        close_made(self.store)
+        await super().aclose()
 
 
 def _space_of(space: str, routes: list[EmbeddingsRoute]) -> str:

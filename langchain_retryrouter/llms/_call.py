@@ -9,17 +9,14 @@ import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from langchain_retryrouter._base import new_call_state
 from langchain_retryrouter._callbacks import AnyRunManager, observe_run
 from langchain_retryrouter._openai import client, protocol
 from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 from langchain_retryrouter._prices import listed_prices, load_list
 from langchain_retryrouter._retry import engine
 from langchain_retryrouter._retry.call_log import Subject
-from langchain_retryrouter._retry.call_state import CallState
-from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
-from langchain_retryrouter._retry.limits import call_limits
 from langchain_retryrouter.llms._connection import OpenAIConnection
-from langchain_retryrouter.policy import resolve_policy
 from langchain_retryrouter.rate_limits import Size, approximate_tokens
 
 chunk_info = operator.attrgetter("info")  # What an event of a stream means.
@@ -35,19 +32,11 @@ class Call:
         request: Mapping[str, Any],
         run_manager: AnyRunManager | None,
     ) -> None:
-        clock = llm.clock or SYSTEM_CLOCK
-        policy = resolve_policy(llm.retry_policy, llm.max_retries)
         route = str(request.get("model") or llm.model_name)  # Any JSON is sent.
-        limit, size = llm.rate_limit, lambda _: _size_of(request)
         operation = "chat" if "messages" in request else "text_completion"
         subject = Subject(operation, llm.ls_provider, route)
-        call_state = self._call_state = CallState(
-            policy,
-            budget=llm.budget,
-            breaker=llm.breaker,
-            time=clock,
-            describe=lambda _: subject,
-            limits=None if limit is None else call_limits([[limit]], size),
+        call_state = self._call_state = new_call_state(
+            llm, lambda _: subject, lambda _: _size_of(request)
         )
         if load_list():
             prices = listed_prices(route, llm.ls_provider, llm.openai_api_base)
@@ -59,7 +48,7 @@ class Call:
             route=lambda: route,
             rate_limiters=(llm.rate_limiter,),
         )
-        self.request = client.SDKRequest(resource, request, clock.time)
+        self.request = client.SDKRequest(resource, request, call_state.clock.time)
         self._is_logged = False
         # A chunk with the usage follows the end of such a stream.
         asked = request.get("stream_options")

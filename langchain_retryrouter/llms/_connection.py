@@ -20,16 +20,12 @@ from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.utils import get_pydantic_field_names
 from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from langchain_retryrouter._http import ClosedByWith
+from langchain_retryrouter._base import RetriedModel
 from langchain_retryrouter._openai import client as sdk
-from langchain_retryrouter._prices import load_list
-from langchain_retryrouter._retry.clock import Clock
-from langchain_retryrouter._secrets import shown
+from langchain_retryrouter._secrets import (
+    shown,
+)
 from langchain_retryrouter._shared import name_hash
-from langchain_retryrouter.circuit_breaker import CircuitBreaker
-from langchain_retryrouter.policy import RetryBudget, RetryPolicy, resolve_policy
-from langchain_retryrouter.rate_limits import RateLimit
-from langchain_retryrouter.stores import as_store, close_made
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +85,7 @@ def unhide(value: Any) -> Any:
     return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
-class OpenAIConnection(ClosedByWith, BaseLLM):
+class OpenAIConnection(RetriedModel, BaseLLM):
     """Account, address, time limits and retries of a model."""
 
     client: Any = Field(default=None, exclude=True)
@@ -149,28 +145,11 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
     tiktoken_model_name: str | None = None
     """The model whose tokens tiktoken counts, if it does not know `model_name`."""
 
-    max_retries: int = 2
-    """Further attempts after the first: short for
-    `retry_policy=RetryPolicy(max_retries=...)`. Give one of both."""
-    retry_policy: RetryPolicy | None = Field(default=None, exclude=True)
-    """How often to retry, how long to wait, and the time limits of a call."""
-    budget: RetryBudget | None = Field(default=None, exclude=True)
-    """Limits retries during an outage; share one between models."""
-    breaker: CircuitBreaker | None = Field(default=None, exclude=True)
-    """Stops sending while the provider is down; share one between models."""
-    store: Any = Field(default=None, exclude=True, repr=False)
-    """Where the breaker and the budget are shared with other processes: a
-    `stores.RedisStore`, its URL, or a `stores.MemoryStore`. Without a breaker of your
-    own the model gets one. A store of your own is yours to close."""
     rate_limiter: BaseRateLimiter | None = Field(default=None, exclude=True)
     """Admits each attempt, retries included. Share one between models of an account."""
-    rate_limit: RateLimit | None = Field(default=None, exclude=True, repr=False)
-    """Limits requests, tokens and concurrency. Share one, as the `rate_limiter`."""
     trace_attempts: bool | None = Field(default=None, exclude=True, repr=False)
     """Whether callback handlers see each attempt as a run below the call's. None: only
     LangSmith's tracer does, where it exports by OpenTelemetry and loses retries."""
-    clock: Clock | None = Field(default=None, exclude=True, repr=False)
-    """Waits and tells the time, such as `testing.FakeClock`; None: the system's."""
 
     # What differs between OpenAI and Azure, and between the two endpoints.
     ls_provider: ClassVar[str] = "openai"
@@ -210,13 +189,6 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
             known[name] = extra.pop(name)
         return {**known, "model_kwargs": extra}
 
-    _as_store = field_validator("store", mode="before")(as_store)
-
-    @field_validator("max_retries", mode="before")
-    @classmethod
-    def _check_retries(cls, value: Any) -> Any:
-        return RetryPolicy(max_retries=value).max_retries
-
     @field_validator("request_timeout")
     @classmethod
     def _check_timeout(cls, value: Any) -> Any:
@@ -251,13 +223,8 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
     @model_validator(mode="after")
     def validate_environment(self) -> Self:
         """Check the fields together, and make the clients."""
-        load_list()
         self._choose_account()
         self._check_numbers()
-        if self.retry_policy is not None:
-            given = self.max_retries if "max_retries" in self.model_fields_set else None
-            policy = resolve_policy(self.retry_policy, given)
-            self.max_retries = policy.max_retries
         # A resource of ours comes from a copied model, maybe with other fields.
         ours = (sdk.SDKResource, type(None))
         made = {name for name in _CLIENTS if isinstance(getattr(self, name), ours)}
@@ -266,15 +233,8 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
             self._check_account()
         for name in made:
             setattr(self, name, self._make_client(is_async=name == "async_client"))
-        if self.store is not None:
-            asked = [getattr(self, name, None) for name in _ADDRESSES]
-            self.breaker = self.breaker or CircuitBreaker(clock=self.clock)
-            name = f"{self.model_name} {name_hash(*asked)}"
-            self.breaker.join(self.store, name)
-            if self.budget is not None:
-                self.budget.join(self.store, "budget")
-            if self.rate_limit is not None:
-                self.rate_limit.join(self.store, name)
+        asked = [getattr(self, name, None) for name in _ADDRESSES]
+        self._join_store(f"{self.model_name} {name_hash(*asked)}")
         return self
 
     def _choose_account(self) -> None:
@@ -348,13 +308,13 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
         """
         if isinstance(self.client, sdk.SDKResource):
             self.client.close()
-        close_made(self.store)
+        super().close()
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop, as `close`."""
         if isinstance(self.async_client, sdk.SDKResource):
             await self.async_client.aclose()
-        close_made(self.store)
+        await super().aclose()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """A copy that shares clients, rate limiter and clock with the original."""

@@ -20,7 +20,6 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from dataclasses import asdict
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
@@ -459,14 +458,12 @@ class BaseOpenAI(OpenAILLM):
 
         Of a secret, the rest is saved; of what is no data, that it is missing.
         """
-        names = ["openai_api_base", "openai_organization"]
+        names = ["openai_api_base", "openai_organization", "rate_limiter"]
         names += ["openai_api_type", "openai_api_version"]  # Of Azure.
-        names += ["budget", "breaker", "store", "rate_limit", "rate_limiter", "clock"]
-        names += ["trace_attempts"]
         headers = (self.default_headers or {}).items()
         saved = {
+            **super().lc_attributes,
             **{name: getattr(self, name, None) for name in names},
-            "retry_policy": self.retry_policy and asdict(self.retry_policy),
             "openai_proxy": re.sub(r"(?<=//)[^/@]*@", "", self.openai_proxy or ""),
             "default_headers": {n: v for n, v in headers if not _SECRET_NAME.search(n)},
         }

@@ -11,10 +11,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
 
 import langchain_retryrouter
-from langchain_retryrouter import GPTRouter, GPTRouterModel, errors
+from langchain_retryrouter import errors
+from tests.support.models import NOWHERE, gpt_router
 
 PACKAGE = Path(langchain_retryrouter.__file__).parent
 
@@ -192,10 +192,7 @@ def test_a_model_without_tools_does_not_load_their_code() -> None:
 @pytest.mark.parametrize("made", ["by its class", "from a pickle"])
 def test_a_models_first_call_finds_its_code_loaded(made: str) -> None:
     """However a model was made, its first call imports none of our modules."""
-    model = GPTRouter(
-        models_priority_list=[GPTRouterModel(name="gpt-4", provider_name="openai")],
-        gpt_router_api_key=SecretStr("k"),
-    )
+    model = gpt_router(NOWHERE, "gpt-4")
     code = {
         "by its class": GATEWAYS_MODELS,
         "from a pickle": f"import pickle; pickle.loads({pickle.dumps(model)!r})",

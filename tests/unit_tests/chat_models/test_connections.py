@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import trustme
 from blockbuster import BlockBuster
-from langchain_core.load import dumps
+from langchain_core.load import dumpd, dumps
 
 from langchain_retryrouter import (
     APIConnectionError,
@@ -392,6 +392,7 @@ def test_a_proxy_is_used(env: Env, proxy: Proxy) -> None:
     assert {request.path for request in env.gateway.requests} == {"/api/v1/generate"}
     assert proxy.fields[0]["proxy-authorization"] == "Basic YW5uOnBAc3Mtd29yZA=="
     assert "p%40ss-word" not in repr(llm) + dumps(llm)
+    assert dumpd(llm)["kwargs"]["proxy"] == proxy.url
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy"])

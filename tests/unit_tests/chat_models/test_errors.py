@@ -145,16 +145,6 @@ def test_waits_grow_and_are_jittered(env: Env) -> None:
     assert env.clock.sleeps == [0.75, 1.5, 3.0, 4.0]
 
 
-def test_an_unknown_model_behind_an_opaque_500_is_named(env: Env) -> None:
-    """After an opaque 500 one stream tells the cause, and nothing else is sent."""
-    env.gateway.always(ErrorEvent("Model with name nope does not exist"))
-
-    with pytest.raises(NotFoundError, match="Model with name nope does not exist"):
-        env.ask("invoke")
-
-    assert [request.streaming for request in env.gateway.requests] == [False, True]
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_a_refused_connection_is_retried(env: Env, way: str) -> None:
     """If nothing listens, the call is retried, and the provider cannot have run it."""
@@ -190,7 +180,7 @@ def test_an_answer_without_a_body_is_an_error(env: Env, status: int, way: str) -
     """A 2xx without a body in place of an answer is an error that says so."""
     env.gateway.always(Body(status))
 
-    with pytest.raises(MalformedResponseError, match=r"no answer|no body|empty body"):
+    with pytest.raises(MalformedResponseError, match=r"no body|empty body"):
         env.ask(way, max_retries=0)
 
 

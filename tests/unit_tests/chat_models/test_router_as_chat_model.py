@@ -18,8 +18,9 @@ from langchain_core.tracers.run_collector import RunCollectorCallbackHandler as 
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, SecretStr
 
-from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryPolicy, RetryRouter
+from langchain_retryrouter import RetryPolicy, RetryRouter
 from langchain_retryrouter.testing import Answer, Status
+from tests.support.models import NOWHERE, gpt_router
 
 from .conftest import Pair, both_ways
 
@@ -218,11 +219,7 @@ OPENAIS = [
 
 def profile_of(*names: str, **fields: Any) -> ModelProfile | None:
     """The profile of a GPTRouter that asks these models."""
-    models = [GPTRouterModel(name=name, provider_name="p") for name in names]
-    key = SecretStr("sk")
-    return GPTRouter(
-        models_priority_list=models, gpt_router_api_key=key, **fields
-    ).profile
+    return gpt_router(NOWHERE, *names, **fields).profile
 
 
 @pytest.mark.parametrize("name", OPENAIS)

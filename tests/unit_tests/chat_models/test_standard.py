@@ -12,7 +12,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryRouter
-from tests.support.models import NOWHERE
+from tests.support.models import NOWHERE, gpt_router
 
 from .conftest import GPT_4
 
@@ -45,7 +45,7 @@ class TestGPTRouter(ChatModelUnitTests):
         """The address is one where nothing listens: no test sends a request."""
         return {
             "models_priority_list": [GPT_4],
-            "gpt_router_api_base": "http://127.0.0.1:1",
+            "gpt_router_api_base": NOWHERE,
             "api_key": SecretStr("sk"),
         }
 
@@ -67,7 +67,7 @@ class TestGPTRouter(ChatModelUnitTests):
 
 def test_a_trace_names_the_model_that_is_asked_first() -> None:
     """LangSmith gets the first model of the list, or of the call's own list."""
-    llm = GPTRouter(models_priority_list=[GPT_4], gpt_router_api_key=SecretStr("sk"))
+    llm = gpt_router(NOWHERE, GPT_4.name)
     other = GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
 
     assert llm._get_ls_params() == {  # noqa: SLF001 - LangChain asks it

@@ -162,7 +162,7 @@ def test_what_cannot_be_parsed_is_an_error_or_told(env: Env) -> None:
 
 
 def test_the_public_gateway_says_no_to_a_json_schema(env: Env) -> None:
-    """The public gateway's refusal of `response_format` is an invalid request."""
+    """After its opaque 500 one stream tells the cause, and nothing else is sent."""
     with FaultyGateway(answer=RuleResponder()) as public:
         llm = env.llm(gpt_router_api_base=public.url)
         structured = llm.with_structured_output(Joke, method="json_schema")

@@ -6,15 +6,12 @@ from typing import Any
 
 import pytest
 from gpt_router import exceptions as sdk
-from pydantic import SecretStr
 
 from langchain_retryrouter import (
     APIConnectionError,
     APITimeoutError,
     CircuitBreaker,
     CircuitOpenError,
-    GPTRouter,
-    GPTRouterModel,
     MalformedResponseError,
     NotFoundError,
     QuotaExceededError,
@@ -37,6 +34,7 @@ from langchain_retryrouter.testing import (
     Truncate,
 )
 from langchain_retryrouter.testing._gptrouter_api import stub_embedding
+from tests.support.models import gpt_router
 
 from .conftest import AT_AZURE, KEY, SMALL, Env, texts_of
 
@@ -154,15 +152,7 @@ def test_a_breaker_is_shared_with_chat_models(env: Env) -> None:
     """A breaker that a chat model opened stops embeddings of the same gateway too."""
     breaker = CircuitBreaker(failure_threshold=1, recovery_time=30.0, clock=env.clock)
     embeddings = env.embeddings(breaker=breaker, max_retries=0)
-    chat = GPTRouter(
-        models_priority_list=[
-            GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
-        ],
-        gpt_router_api_base=env.gateway.url,
-        gpt_router_api_key=SecretStr(KEY),
-        breaker=breaker,
-        max_retries=0,
-    )
+    chat = gpt_router(env.gateway, "gpt-4o", breaker=breaker, max_retries=0)
     env.gateway.script(Status(500))
     with pytest.raises(ServerError):
         env.invoke(chat, "hi")

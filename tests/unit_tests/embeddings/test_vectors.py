@@ -10,7 +10,6 @@ import pytest
 from blockbuster import BlockBuster
 from gpt_router.client import GPTRouterClient
 from gpt_router.models import (
-    GPTRouterMetadata,
     ModelRouterEmbeddingsGenerationParams,
     ModelRouterEmbeddingsGenerationRequest,
 )
@@ -21,7 +20,6 @@ from langchain_retryrouter import (
     MalformedResponseError,
     ServerError,
 )
-from langchain_retryrouter._gptrouter.client import GatewayClient
 from langchain_retryrouter.testing import (
     Body,
     FaultyGateway,
@@ -82,28 +80,12 @@ def test_what_is_sent_is_what_the_sdk_sends(
 
 @pytest.mark.parametrize("endpoint", ["v1", "v2"])
 def test_gateway_metadata_is_sent(env: Env, endpoint: str) -> None:
-    """Gateway metadata of the fields, and of a client, goes with every request."""
-    theirs = GPTRouterMetadata(tag="client", history_id="h1")
-    client = GatewayClient(env.gateway.url, KEY, additional_metadata=theirs)
-    embeddings = env.embeddings(
-        client=client,
-        endpoint=endpoint,
-        tag="fields",
-        user_id="u1",
-        app_id="a1",
-        gateway_metadata={"shelf": 7},
-    )
-    env.embed(embeddings, "foo")
+    """Gateway metadata goes with every request, as with those of `GPTRouter`."""
+    fields = {"endpoint": endpoint, "user_id": "u1", "gateway_metadata": {"shelf": 7}}
+    env.embed(env.embeddings(**fields), "foo")
     payload = env.gateway.requests[0].payload
-    assert payload["metadata"] == {
-        "tag": "fields",
-        "history_id": "h1",
-        "created_by_user_id": "u1",
-        "appId": "a1",
-        "shelf": 7,
-    }
-    told = [payload[key] for key in ("tag", "historyId", "createdByUserId", "appId")]
-    assert told == ["fields", "h1", "u1", "a1"]
+    assert payload["metadata"] == {"created_by_user_id": "u1", "shelf": 7}
+    assert payload["createdByUserId"] == "u1"
 
 
 @pytest.mark.parametrize("endpoint", ["v1", "v2"])
@@ -179,7 +161,7 @@ def at_places(*indices: int | None) -> dict[str, Any]:
 
 
 FOUND_WRONG: dict[str, tuple[Any, str]] = {
-    "no answer": (Status(204), "sent no vectors"),
+    "no answer": (Status(204), "204 with an empty body"),
     "no body": (Body(200), "has no body"),
     "one missing": (vectors_in([1.0]), "1 vectors came back for 2 texts"),
     "no choices": ({"data": []}, "has no vectors"),

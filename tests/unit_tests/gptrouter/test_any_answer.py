@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain_core.load import dumps
 from langchain_core.messages import AIMessage, message_chunk_to_message
-from langchain_core.messages.ai import add_ai_message_chunks
-from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryRouterError
 from langchain_retryrouter.testing import Body, FakeClock, FaultyGateway, Status
+from tests.support.models import gpt_router
+from tests.unit_tests.chat_models.frames import event_stream, sum_of
 
 MODELS = {"gpt-4": "chat_openai", "claude": "anthropic"}
 # A gateway is not made anew for each example; the first draw makes tables of Unicode.
@@ -34,21 +34,20 @@ class Asked:
         return self.llm.invoke("hi")
 
     def streamed(self, events: list[Any]) -> AIMessage:
-        self.gateway.always(self._stream(events))
-        total = add_ai_message_chunks(*self.llm.stream("hi"))
-        message = message_chunk_to_message(total)
+        self.gateway.always(stream_of(events))
+        message = message_chunk_to_message(sum_of(list(self.llm.stream("hi"))))
         assert isinstance(message, AIMessage)
         return message
 
     def inside(self, events: list[Any]) -> AIMessage:
         """The message of a stream inside `invoke`."""
         self.gateway.script(Status(500))
-        self.gateway.always(self._stream(events))
+        self.gateway.always(stream_of(events))
         return self.llm.invoke("hi")
 
-    def _stream(self, events: list[Any]) -> Body:
-        body = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
-        return Body(200, {"content-type": "text/event-stream"}, body)
+
+def stream_of(events: list[Any]) -> Body:
+    return event_stream(*(f"data: {json.dumps(event)}" for event in events))
 
 
 @pytest.fixture
@@ -57,13 +56,8 @@ def asked(faulty_gateway: FaultyGateway) -> Asked:
         GPTRouterModel(name=name, provider_name=provider)
         for name, provider in MODELS.items()
     ]
-    llm = GPTRouter(
-        models_priority_list=models,
-        gpt_router_api_base=faulty_gateway.url,
-        gpt_router_api_key=SecretStr("sk"),
-        max_retries=1,
-        clock=FakeClock(),
-    )
+    fields: dict[str, Any] = {"max_retries": 1, "clock": FakeClock()}
+    llm = gpt_router(faulty_gateway, models_priority_list=models, **fields)
     return Asked(faulty_gateway, llm)
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
-from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryRouterError
+from langchain_retryrouter import RetryRouterError
 from langchain_retryrouter.testing import FaultyGateway, Raw
+from tests.support.models import gpt_router
 from tests.unit_tests.conftest import Twin
 from tests.unit_tests.testing.wire_client import Capture as Recorded
 from tests.unit_tests.testing.wire_client import Reply
@@ -116,12 +116,7 @@ class Outcome:
 
 def replay(capture: Capture, twin: Twin, url: str) -> Outcome:
     """What the caller gets for this response, without retries."""
-    llm = GPTRouter(
-        models_priority_list=[GPTRouterModel(name="gpt-4", provider_name="p")],
-        gpt_router_api_base=url,
-        gpt_router_api_key=SecretStr("sk"),
-        max_retries=0,
-    )
+    llm = gpt_router(url, "gpt-4", max_retries=0)
     chunks: list[Any] = []
     try:
         if capture.was_asked_to_stream:
