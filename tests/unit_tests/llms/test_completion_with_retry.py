@@ -30,9 +30,9 @@ COMPLETION: dict[str, Any] = {"model": "m", "prompt": "hi"}
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
-@pytest.fixture(params=[OpenAI, OpenAIChat])
-def cls(request: pytest.FixtureRequest) -> Any:
-    return request.param
+_at_both_endpoints = pytest.mark.parametrize(
+    ("cls", "asked"), [(OpenAI, COMPLETION), (OpenAIChat, CHAT)]
+)
 
 
 def test_the_functions_are_langchain_communitys() -> None:
@@ -45,25 +45,25 @@ def test_the_functions_are_langchain_communitys() -> None:
     assert inspect.iscoroutinefunction(module.acompletion_with_retry)
 
 
-def test_the_answer_comes_back(env: Env, cls: Any) -> None:
+@_at_both_endpoints
+def test_the_answer_comes_back(env: Env, cls: Any, asked: dict[str, Any]) -> None:
     """The answer's JSON is returned, its fields as attributes, with the attempt log."""
-    request = CHAT if cls is OpenAIChat else COMPLETION
     env.gateway.script(Status(503), Reset())
-    answer = env.complete(module, env.new(cls), **request, temperature=0.5)
+    answer = env.complete(module, env.new(cls), **asked, temperature=0.5)
     (choice,) = answer.choices
     assert answer["choices"][0]["finish_reason"] == choice.finish_reason
     text = choice.text if cls is OpenAI else choice.message.content
     assert text == STUB_TEXT
     assert outcomes(answer.retryrouter) == ["unavailable", "connection", "ok"]
     assert [line["route"] for line in answer.retryrouter["attempts"]] == ["m"] * 3
-    assert env.gateway.requests[-1].payload == {**request, "temperature": 0.5}
+    assert env.gateway.requests[-1].payload == {**asked, "temperature": 0.5}
 
 
-def test_a_stream_comes_back(env: Env, cls: Any) -> None:
+@_at_both_endpoints
+def test_a_stream_comes_back(env: Env, cls: Any, asked: dict[str, Any]) -> None:
     """With `stream=True` chunks come; the one that ends has the attempt log."""
-    request = CHAT if cls is OpenAIChat else COMPLETION
     env.gateway.script(Truncate(0), Status(503))
-    chunks = env.complete(module, env.new(cls), **request, stream=True)
+    chunks = env.complete(module, env.new(cls), **asked, stream=True)
     assert all(chunk.choices[0].logprobs is None for chunk in chunks)
     with_attempt_log = [chunk for chunk in chunks if hasattr(chunk, "retryrouter")]
     assert with_attempt_log == chunks[-1:]
