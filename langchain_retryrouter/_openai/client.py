@@ -391,8 +391,7 @@ class SDKRequest:
         return AsyncSDKStream(stream, self._request, errors)
 
     def _typed_errors(self, attempt: Attempt) -> TypedErrors:
-        secrets = set() if self._settings is None else self._settings.secrets
-        return TypedErrors(secrets, self._unix_time, attempt.read_headers)
+        return TypedErrors(self._settings, self._unix_time, attempt.read_headers)
 
     def _raw(self) -> Any:
         """A resource of ours as one whose `create` gives the raw response."""

@@ -81,16 +81,17 @@ _BY_STATUS: Final[Mapping[tuple[int | None, FailureKind], type[RetryRouterError]
 class TypedErrors:
     """A context that raises exceptions as the classes above, without credentials.
 
-    What no provider caused leaves it as it is.
+    What no provider caused leaves it as it is. `settings` are those of our own SDK
+    client, whose credentials are known, or None.
     """
 
     def __init__(
         self,
-        secrets: set[str],
+        settings: Any,
         unix_time: Callable[[], float],
         read_headers: Callable[[Any], object] | None,
     ) -> None:
-        self._secrets, self._unix_time = secrets, unix_time
+        self._settings, self._unix_time = settings, unix_time
         self._read_headers = read_headers
         self.response: Any = None
 
@@ -113,9 +114,10 @@ class TypedErrors:
             )
             raise errors.UnsupportedOptionError(msg) from error
         typed = self._typed(error)
-        mask(self._secrets, error)
+        secrets = set() if self._settings is None else self._settings.secrets
+        mask(secrets, error)
         if typed is not None and typed is not error:
-            mask(self._secrets, typed)
+            mask(secrets, typed)
             raise typed from error
 
     def _typed(self, error: Exception) -> RetryRouterError | None:
