@@ -121,11 +121,12 @@ def new_call_state(
     """The state of a new call of a model; `size` is only asked for if it counts."""
     # A copy whose fields were changed may have a `max_retries` that the policy denies.
     given = model.max_retries if "max_retries" in model.model_fields_set else None
+    limit = model.rate_limit
     return CallState(
         resolve_policy(model.retry_policy, given, model.max_retries),
         budget=model.budget,
         breaker=model.breaker,
         time=model.clock or SYSTEM_CLOCK,
         describe=describe,
-        limits=call_limits([[model.rate_limit] if model.rate_limit else []], size),
+        limits=None if limit is None else call_limits([[limit]], size),
     )
