@@ -53,7 +53,7 @@ class SpendReservation:
         self.limit.settle(self, cost)
 
     def __del__(self) -> None:
-        """Settle what was never ended, as in an event loop that was closed too early."""
+        """Settle what is lost, as in an event loop that was closed too early."""
         if self.period is not None:
             self.settle(self.estimate)
 

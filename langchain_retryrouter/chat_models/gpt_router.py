@@ -582,12 +582,12 @@ class _GatewayCall:
             call_state, run_manager, trace_attempts=llm.trace_attempts
         )
         if load_list():
-            prices: dict[str | None, Any] = {
-                model.name: listed_prices(model.name, model.provider_name)
-                for model in models
-            }
+            prices: dict[str | None, Any] = {}
+            for model in models:
+                prices[model.name] = listed_prices(model.name, model.provider_name)
             # Of a failed attempt it may not be known which model was asked.
-            call_state.prices = {**prices, None: prices[models[0].name]}
+            prices[None] = prices[models[0].name]
+            call_state.prices = prices
         self._gateway_max_retries = llm.gateway_max_retries
         if self._gateway_max_retries is None and call_state.policy.max_retries:
             self._gateway_max_retries = 0  # Or one call would be retried twice over.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 import re
 import warnings
 from collections.abc import (
@@ -29,16 +30,23 @@ from langchain_core.messages import convert_to_openai_messages
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import Field, PrivateAttr, SecretStr, field_validator
 
-from langchain_retryrouter._callbacks import AsyncNotifier, Notifier
-from langchain_retryrouter._openai import protocol
+from langchain_retryrouter._base import new_call_state
+from langchain_retryrouter._callbacks import (
+    AnyRunManager,
+    AsyncNotifier,
+    Notifier,
+    observe_run,
+)
+from langchain_retryrouter._openai import client, protocol
+from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 from langchain_retryrouter._openai.protocol import ATTEMPT_LOG, update_token_usage
-from langchain_retryrouter._prices import write_costs
+from langchain_retryrouter._prices import listed_prices, load_list, write_costs
 from langchain_retryrouter._retry import engine, streaming
+from langchain_retryrouter._retry.call_log import Subject
 from langchain_retryrouter._retry.timeouts import agather_bounded, gather_bounded
 from langchain_retryrouter._secrets import refuse_bool
 from langchain_retryrouter.errors import InvalidRequestError
 from langchain_retryrouter.failures import FailureKind
-from langchain_retryrouter.llms._call import Call, chunk_info
 from langchain_retryrouter.llms._connection import (
     CONTEXT_SIZES,
     OpenAIConnection,
@@ -46,6 +54,7 @@ from langchain_retryrouter.llms._connection import (
     first_env,
     unhide,
 )
+from langchain_retryrouter.rate_limits import Size, approximate_tokens
 
 __all__ = [
     "AzureOpenAI",
@@ -72,6 +81,87 @@ _WANTS_STRING: Final = re.compile(
     r"\b(?:array|list|sequence)\b|(?:be|valid|expected|type) (?:a )?str(?:ing)?\b",
     re.IGNORECASE,
 )
+_chunk_info = operator.attrgetter("info")  # What an event of a stream means.
+
+
+class _Call:
+    """One call: its request, and how an attempt sends it."""
+
+    def __init__(
+        self,
+        llm: OpenAIConnection,
+        resource: Any,
+        request: Mapping[str, Any],
+        run_manager: AnyRunManager | None,
+    ) -> None:
+        route = str(request.get("model") or llm.model_name)  # Any JSON is sent.
+        operation = "chat" if "messages" in request else "text_completion"
+        subject = Subject(operation, llm.ls_provider, route)
+        call_state = self._call_state = new_call_state(
+            llm, lambda _: subject, lambda _: _size_of(request)
+        )
+        if load_list():
+            prices = listed_prices(route, llm.ls_provider, llm.openai_api_base)
+            call_state.prices = {route: prices}
+        observe_run(call_state, run_manager, trace_attempts=llm.trace_attempts)
+        self.context = engine.RetryContext(
+            call_state,
+            errors=OPENAI_ERRORS,
+            route=lambda: route,
+            rate_limiters=(llm.rate_limiter,),
+        )
+        self.request = client.SDKRequest(resource, request, call_state.clock.time)
+        self._is_logged = False
+        # A chunk with the usage follows the end of such a stream.
+        asked = request.get("stream_options")
+        self._is_counted_late = isinstance(asked, Mapping) and asked.get(
+            "include_usage"
+        )
+        self._end: Any = None  # The chunk of the end, until its usage is known.
+
+    def send(self, attempt: engine.Attempt) -> Any:
+        return self._noted(self.request.create(attempt), attempt.number)
+
+    async def asend(self, attempt: engine.Attempt) -> Any:
+        return self._noted(await self.request.acreate(attempt), attempt.number)
+
+    def _noted(self, answer: Any, attempt: int) -> Any:
+        """An answer or chunk, that the observers have seen."""
+        if self._call_state.wants_facts and (facts := protocol.facts_of(answer)):
+            self._call_state.answered(attempt, **facts)
+        return answer
+
+    def chunks(self, event: protocol.ClassifiedChunk) -> Iterator[Any]:
+        """The chunks to hand over; that with which the answer ends has the log."""
+        self._noted(event.chunk, self._call_state.attempt)
+        yield from self.held_end()
+        if not event.info.is_end or self._is_logged:
+            yield event.chunk
+            return
+        self._is_logged, self._end = True, event.chunk
+        if not self._is_counted_late or "usage" in protocol.facts_of(event.chunk):
+            yield from self.held_end()
+
+    def held_end(self) -> Iterator[Any]:
+        """The chunk of the end, with the attempt log, if it is held back."""
+        end, self._end = self._end, None
+        if end is not None:
+            yield self.logged(end)
+
+    def logged(self, thing: Any) -> Any:
+        """An answer, or a chunk, with the attempt log."""
+        return protocol.attach_attempt_log(thing, self._call_state.attempt_log())
+
+
+def _size_of(request: Mapping[str, Any]) -> Size:
+    """The size of a request, which may have several prompts."""
+    names = ("prompt", "messages", "tools", "suffix")
+    answers = max(request.get("n") or 1, request.get("best_of") or 1)
+    most = request.get("max_tokens") or request.get("max_completion_tokens") or 0
+    return Size(
+        approximate_tokens([request.get(name) for name in names]),
+        most * answers * protocol.count_prompts(request) if most > 0 else None,
+    )
 
 
 def completion_with_retry(
@@ -98,7 +188,7 @@ def completion_with_retry(
     """
     if kwargs.get("stream"):
         return _stream_with_retry(llm, run_manager, kwargs)
-    one = Call(llm, llm.client, kwargs, run_manager)
+    one = _Call(llm, llm.client, kwargs, run_manager)
     return one.logged(engine.call(one.context, one.send, Notifier(run_manager)))
 
 
@@ -110,7 +200,7 @@ async def acompletion_with_retry(
     """Async variant of `completion_with_retry`; it awaits `llm.async_client.create`."""
     if kwargs.get("stream"):
         return _astream_with_retry(llm, run_manager, kwargs)
-    one = Call(llm, llm.async_client, kwargs, run_manager)
+    one = _Call(llm, llm.async_client, kwargs, run_manager)
     notify = AsyncNotifier(run_manager)
     return one.logged(await engine.acall(one.context, one.asend, notify))
 
@@ -120,9 +210,9 @@ def _stream_with_retry(
     run_manager: callbacks.CallbackManagerForLLMRun | None,
     kwargs: Mapping[str, Any],
 ) -> Generator[Any, None, None]:
-    one, notify = Call(llm, llm.client, kwargs, run_manager), Notifier(run_manager)
+    one, notify = _Call(llm, llm.client, kwargs, run_manager), Notifier(run_manager)
     connect = one.request.open_stream
-    events = streaming.stream(one.context, connect, lambda: chunk_info, notify)
+    events = streaming.stream(one.context, connect, lambda: _chunk_info, notify)
     with contextlib.closing(events):
         for event in events:
             yield from one.chunks(event)
@@ -134,10 +224,10 @@ async def _astream_with_retry(
     run_manager: callbacks.AsyncCallbackManagerForLLMRun | None,
     kwargs: Mapping[str, Any],
 ) -> AsyncGenerator[Any, None]:
-    one = Call(llm, llm.async_client, kwargs, run_manager)
+    one = _Call(llm, llm.async_client, kwargs, run_manager)
     notify = AsyncNotifier(run_manager)
     connect = one.request.aopen_stream
-    events = streaming.astream(one.context, connect, lambda: chunk_info, notify)
+    events = streaming.astream(one.context, connect, lambda: _chunk_info, notify)
     async with contextlib.aclosing(events):
         async for event in events:
             for chunk in one.chunks(event):
