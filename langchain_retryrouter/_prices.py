@@ -53,8 +53,8 @@ def tokens_of(usage: Mapping[str, Any]) -> tuple[int, int] | None:
     details = usage.get("output_token_details")
     thoughts = details.get("reasoning") if isinstance(details, Mapping) else None
     extra = thoughts if type(thoughts) is int and thoughts > 0 else 0
-    is_beside = usage.get("total_tokens") == read + written + extra
-    return read, written + extra if is_beside else written
+    comes_on_top = usage.get("total_tokens") == read + written + extra
+    return read, written + extra if comes_on_top else written
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,8 +184,8 @@ def _raise_reported(document: Any, event: str = "message") -> None:
     """Raise the error that an answer or event reports, or ends with, if it does."""
     choices = _choices_of(document)
     has_error = any(get(one, "error") for one in (document, *choices))
-    is_odd = event != "message" or get(document, "object") == "error"
-    may_report = has_error or is_odd or not choices
+    is_unusual = event != "message" or get(document, "object") == "error"
+    may_report = has_error or is_unusual or not choices
     if may_report and (report := read_event(document, event)) is not None:
         raise report.to_error(OPENAI_ERRORS)
     for choice in choices:

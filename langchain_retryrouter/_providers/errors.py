@@ -397,8 +397,8 @@ def _sentence_in(facts: Mapping[str, Any], body: Any) -> str:
             return sentence
     if isinstance(body, str):
         return _excerpt(body)
-    is_told = isinstance(body, Mapping) or (isinstance(body, list) and not facts)
-    return json.dumps(body, default=str) if body and is_told else ""
+    is_shown = isinstance(body, Mapping) or (isinstance(body, list) and not facts)
+    return json.dumps(body, default=str) if body and is_shown else ""
 
 
 def _waits_in(
