@@ -95,7 +95,7 @@ class OneLoopTwin(Twin):
 
     runner: asyncio.Runner
 
-    def _run(self, coroutine: Any) -> Any:
+    def result_of(self, coroutine: Any) -> Any:
         return self.runner.run(coroutine)
 
 
