@@ -3,7 +3,7 @@
 import asyncio
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import openai
@@ -15,6 +15,7 @@ from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryRouter
 from langchain_retryrouter.testing import Answer, FakeClock, FaultyGateway
 from tests.support.models import chat_openai
 from tests.unit_tests.conftest import Twin
+from tests.unit_tests.one_loop import OneLoop
 
 from .frames import sum_of
 
@@ -89,27 +90,16 @@ def old_ways(no_blocking_calls: BlockBuster) -> Iterator[None]:
 # --- routers ---
 
 
-@dataclass(frozen=True)
-class OneLoopTwin(Twin):
-    """A twin whose async calls share one event loop: `ChatOpenAI` outlives none."""
-
-    runner: asyncio.Runner
-
-    def result_of(self, coroutine: Any) -> Any:
-        return self.runner.run(coroutine)
-
-
 @dataclass
 class Pair:
     """Two providers, the first of which is asked first, and routers over them."""
 
-    twin: Twin
+    twin: OneLoop
     way: str
     """How `ask` calls a router: `invoke` or `stream`."""
     primary: FaultyGateway
     backup: FaultyGateway
     clock: FakeClock
-    models: list[ChatOpenAI] = field(default_factory=list)
 
     def model(self, gateway: FaultyGateway, name: str, **fields: Any) -> ChatOpenAI:
         """A model of a provider; it repeats nothing by itself.
@@ -122,7 +112,8 @@ class Pair:
             "http_async_client": openai.DefaultAsyncHttpxClient(),
         }
         settings = {"max_retries": 0, "stream_usage": True, **clients, **fields}
-        self.models.append(model := chat_openai(gateway, name, **settings))
+        model = chat_openai(gateway, name, **settings)
+        self.twin.closes(model)
         return model
 
     def router(self, **fields: Any) -> RetryRouter:
@@ -163,10 +154,6 @@ def pair(
         FaultyGateway(answer=text) as backup,
         asyncio.Runner() as runner,
     ):
-        twin = OneLoopTwin(request.param == "async", runner)
-        pair = Pair(twin, way, primary, backup, fake_clock)
-        yield pair
-        for model in pair.models:
-            clients: Any = (model.http_client, model.http_async_client)
-            clients[0].close()
-            runner.run(clients[1].aclose())
+        one_loop = OneLoop(request.param == "async", runner)
+        yield Pair(one_loop, way, primary, backup, fake_clock)
+        one_loop.close()
