@@ -26,7 +26,7 @@ def test_a_fleet_keeps_a_limit(
     redis_server: RedisServer, figures: Figures, *, is_long: bool, strict: bool
 ) -> None:
     """Twice as much is wanted as there is; all of it is used, and shared fairly."""
-    processes, a_second, seconds = (64, 600, 60) if is_long else (4, 60, 6)
+    processes, a_second, seconds = (64, 600, 60) if is_long else (4, 60, 12)
     numbers: dict[str, Any] = {"requests_per_minute": 60 * a_second, "strict": strict}
     wanted = 1_280 / 600 * a_second / processes
     with fleet(processes) as workers:

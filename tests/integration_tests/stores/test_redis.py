@@ -147,7 +147,8 @@ def test_an_empty_redis_is_filled_again(
         gateway.reset_log()
         assert workers[0].call("ask", 1) == ["rate_limit"]
         wait(0.3)
-        assert workers[1].call("ask", 1) == ["rate_limit"]  # Is it true?
+        # Is it true? A store that is slow to say who may ask is asked again.
+        eventually(lambda: workers[1].call("ask", 1) == ["rate_limit"])
         wait(0.3)  # The store has heard of it.
         redis_server.kill()
         redis_server.start()
@@ -191,7 +192,7 @@ def test_a_dead_prober_does_not_hold_the_probe(
         wait(1.2)
         gateway.always(Silence(60))
         gateway.reset_log()
-        workers[0].send("ask", 1)
+        workers[0].send("ask_for", 30)
         gateway.wait_for(lambda one: one.requests != [])
         wait(1.5)  # The lease is renewed while the probe is under way.
         assert workers[1].call("ask", 1) == ["circuit_open"]
@@ -208,7 +209,10 @@ def test_one_sick_process_closes_nothing_for_others(
     with fleet(4) as workers:
         each(workers, "join", redis_server.url, gateway.url, SETTINGS, NO_RETRIES)
         each(workers, "ask", 1)
-        wait(1.2)  # They know how many they are.
+        with contextlib.closing(
+            RedisStore(redis_server.url, namespace="fleet")
+        ) as all_of:
+            eventually(lambda: knows(all_of, 4))
         gateway.script(Status(503), Status(503))
         assert workers[0].call("ask", 2) == ["unavailable"] * 2
         wait(0.2)
@@ -232,11 +236,11 @@ def test_clocks_that_are_wrong(
         workers[1].call("skew", -seconds)
         each(workers, "join", redis_server.url, gateway.url, SETTINGS, NO_RETRIES)
         for number in range(3):
-            gateway.script(Status(429, headers={"retry-after": "1"}))
+            gateway.script(Status(429, headers={"retry-after": "3"}))
             assert workers[number].call("ask", 1) == ["rate_limit"]
             eventually(lambda: {one.call("state")[0] for one in workers} == {"open"})
-            wait(1.9)
-            assert workers[0].call("ask", 1) == ["ok"]
+            wait(3.1)
+            eventually(lambda: workers[0].call("ask", 1) == ["ok"])
             eventually(lambda: each(workers, "ask", 1) == [["ok"]] * 3)
 
 
@@ -362,7 +366,7 @@ def test_stores_of_one_address_have_two_connections(
     breakers[-1].open_for(60)
     eventually(lambda: all(breaker.is_open for breaker in breakers))
     with redis_server.client() as client:
-        assert len(client.client_list()) == 1 + 2
+        eventually(lambda: len(client.client_list()) == 1 + 2)
         for store in stores:
             store.close()
         eventually(lambda: len(client.client_list()) == 1)

@@ -4,6 +4,7 @@ They use sockets and a thread for each direction, enough for a few connections.
 """
 
 import contextlib
+import itertools
 import socket
 import ssl
 import threading
@@ -56,6 +57,11 @@ class Relay:
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
         for thread in self._threads:
+            thread.join(10)
+
+    def drain(self) -> None:
+        """Wait until both sides of every connection have closed it."""
+        for thread in itertools.islice(self._threads, 1, None):
             thread.join(10)
 
     def _run(self, target: Callable[..., None], *args: Any) -> None:
