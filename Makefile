@@ -9,6 +9,8 @@ INTEGRATION_TEST_FILE ?= tests/integration_tests
 OPENAI_TEST_FILES ?= tests/unit_tests/llms tests/unit_tests/router tests/unit_tests/errors
 PYTEST_EXTRA ?=
 JOBS ?= 2
+# Unit tests wait for servers for a third of their time.
+UNIT_JOBS ?= 3
 SCALE ?= 1
 CALLS ?= 2000
 SPEED ?= 1
@@ -65,8 +67,8 @@ type: .venv/installed ## mypy, strict, over the package and the tests
 	$(VENV)/mypy
 
 .PHONY: test
-test: .venv/installed ## unit tests (TEST_FILE=..., PYTEST_EXTRA=..., JOBS=0: one process)
-	$(VENV)/$(PYTEST) -n $(JOBS) $(TEST_FILE) $(PYTEST_EXTRA)
+test: .venv/installed ## unit tests (TEST_FILE=..., PYTEST_EXTRA=..., UNIT_JOBS=0: one process)
+	$(VENV)/$(PYTEST) -n $(UNIT_JOBS) $(TEST_FILE) $(PYTEST_EXTRA)
 
 # The longest files come first; each has servers of its own, which its tests share.
 .PHONY: integration_tests
@@ -99,17 +101,17 @@ live_tests: .venv/installed ## tests against a real gateway; needs GPT_ROUTER_AP
 
 .PHONY: test_min
 test_min: .venvs/minimum/installed ## unit tests on the lowest allowed direct dependencies
-	.venvs/minimum/bin/$(PYTEST) -n $(JOBS) $(TEST_FILE) $(PYTEST_EXTRA)
+	.venvs/minimum/bin/$(PYTEST) -n $(UNIT_JOBS) $(TEST_FILE) $(PYTEST_EXTRA)
 
 .PHONY: test_openai_majors
 test_openai_majors: test_openai_2 test_openai_3 ## tests of what uses openai, on its newest 2 and 3
 
 test_openai_%: .venvs/openai-%/installed
-	.venvs/openai-$*/bin/$(PYTEST) -n $(JOBS) $(OPENAI_TEST_FILES) $(PYTEST_EXTRA)
+	.venvs/openai-$*/bin/$(PYTEST) -n $(UNIT_JOBS) $(OPENAI_TEST_FILES) $(PYTEST_EXTRA)
 
 .PHONY: coverage
 coverage: .venv/installed ## unit tests with branch coverage
-	$(VENV)/$(PYTEST) -n $(JOBS) $(TEST_FILE) --cov --cov-report=term $(PYTEST_EXTRA)
+	$(VENV)/$(PYTEST) -n $(UNIT_JOBS) $(TEST_FILE) --cov --cov-report=term $(PYTEST_EXTRA)
 
 ##@ Now and then
 
