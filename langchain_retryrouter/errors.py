@@ -31,9 +31,9 @@ is False on the instance that leaves after we gave up, so that LangChain does no
 on top of us. For the same reason all are a `RuntimeError`, which LangGraph's default
 `RetryPolicy` does not repeat. `should_retry` is for graphs that shall retry.
 
-`_gptrouter/errors.py` and `_openai/errors.py` have a subclass of each that inherits the
-class of the SDK too, so that `except openai.RateLimitError:` goes on working. They are
-modules of their own because importing them imports the SDK.
+`_gptrouter/protocol.py` and `_openai/errors.py` have a subclass of each that inherits
+the class of the SDK too, so that `except openai.RateLimitError:` goes on working. They
+are not here, since importing them imports the SDK.
 """
 
 from __future__ import annotations

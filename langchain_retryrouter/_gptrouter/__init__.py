@@ -12,9 +12,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from langchain_retryrouter._gptrouter import client, errors, messages, protocol
+    from langchain_retryrouter._gptrouter import client, messages, protocol
 
-__all__ = ["client", "errors", "messages", "protocol"]
+__all__ = ["client", "messages", "protocol"]
 
 
 def __getattr__(name: str) -> Any:

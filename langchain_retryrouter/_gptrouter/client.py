@@ -28,7 +28,7 @@ from pydantic import SecretStr
 
 from langchain_retryrouter import __version__, _http
 from langchain_retryrouter._gptrouter import http, protocol
-from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS, SDK_KINDS
+from langchain_retryrouter._gptrouter.protocol import GPT_ROUTER_ERRORS, SDK_KINDS
 from langchain_retryrouter._secrets import mask
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 from langchain_retryrouter.failures import FailureKind

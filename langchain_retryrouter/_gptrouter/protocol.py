@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any, Final, NoReturn, TypeAlias
 
-from gpt_router import models
+from gpt_router import exceptions, models
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -29,14 +29,13 @@ from pydantic import (
 )
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from langchain_retryrouter import _json
+from langchain_retryrouter import _json, errors
 from langchain_retryrouter._gptrouter.connection import (
     GATEWAY_METADATA,
     GatewayConnection,
     GPTRouterModel,
 )
-from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
-from langchain_retryrouter._providers import errors
+from langchain_retryrouter._providers import errors as provider_errors
 from langchain_retryrouter._retry.call_log import AttemptRecord, Subject
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
@@ -556,7 +555,9 @@ def read_answer(
         now, empty = SYSTEM_CLOCK.time(), ""
         if status_code < _REDIRECT:
             empty = f"the gateway answered {status_code} with an empty body"
-        report = errors.read_response(status_code, headers, body, empty, unix_time=now)
+        report = provider_errors.read_response(
+            status_code, headers, body, empty, unix_time=now
+        )
         if status_code == _NOT_ACCEPTABLE:
             # The SDK reads a 406 so: no model of the list is available.
             report = report._replace(kind=FailureKind.UNAVAILABLE)
@@ -579,7 +580,7 @@ def read_answer(
 
 def read_response(data: Mapping[str, Any]) -> GatewayResponse:
     """The answer in a gateway's JSON."""
-    report = None if data.get("choices") else errors.read_event(data)
+    report = None if data.get("choices") else provider_errors.read_event(data)
     if report is not None:
         raise report.to_error(GPT_ROUTER_ERRORS)
     try:
@@ -649,7 +650,7 @@ def read_event(data: bytes, frame: bytes) -> GatewayEvent | None:
     kind = event.get("event") if isinstance(event, dict) else None
     if not isinstance(kind, str):
         said = event if isinstance(event, dict) else {"message": excerpt(data)}
-        if frame == b"error" or (said is event and errors.read_event(event)):
+        if frame == b"error" or (said is event and provider_errors.read_event(event)):
             raise read_error_event(said)
         if frame != b"message" and (event is not None or not data.startswith(b"{")):
             return None
@@ -733,6 +734,39 @@ class EventReader:
 
 # --- errors -------------------------------------------------------------------------
 
+# What the SDK's client raises in the same place, so that `except` clauses written for
+# either catch ours. Where the SDK has no class, as for a lost connection, it is ours.
+_SDK_CLASSES: Final[dict[type[errors.RetryRouterError], type[Exception]]] = {
+    errors.AuthenticationError: exceptions.GPTRouterUnauthorizedError,
+    errors.PermissionDeniedError: exceptions.GPTRouterForbiddenError,
+    errors.InvalidRequestError: exceptions.GPTRouterBadRequestError,
+    errors.ContextLengthError: exceptions.GPTRouterBadRequestError,
+    errors.ContentFilterError: exceptions.GPTRouterBadRequestError,
+    errors.RateLimitError: exceptions.GPTRouterTooManyRequestsError,
+    errors.QuotaExceededError: exceptions.GPTRouterTooManyRequestsError,
+    errors.ServerError: exceptions.GPTRouterInternalServerError,
+    errors.UnavailableError: exceptions.GPTRouterNotAvailableError,
+    errors.MalformedResponseError: exceptions.GPTRouterInternalServerError,
+    errors.APITimeoutError: exceptions.GPTRouterApiTimeoutError,
+    errors.CircuitOpenError: exceptions.GPTRouterNotAvailableError,
+    errors.StreamInterruptedError: exceptions.GPTRouterStreamingError,
+}
+SDK_KINDS: Final = {
+    # Of several kinds with one class of the SDK, the first.
+    **{theirs: ours.kind for ours, theirs in reversed(_SDK_CLASSES.items())},
+    exceptions.GPTRouterStreamingError: FailureKind.SERVER_ERROR,
+}
+"""What the exceptions of the SDK's own client mean."""
+
+GPT_ROUTER_ERRORS: Final[errors.ErrorFamily] = {
+    **errors.BASE_ERRORS,
+    **{
+        ours.kind: errors.sdk_error(globals(), "GPTRouter", ours, theirs)
+        for ours, theirs in _SDK_CLASSES.items()
+    },
+}
+"""The classes of errors about a gateway, by kind."""
+
 # It checks its models every 5 minutes, and says so too of a model that is listed with
 # another provider's name, so another attempt soon would get the same.
 _NO_MODELS: Final = "no models available"
@@ -769,7 +803,7 @@ _OPAQUE: Final = (500, {"error": "Something went wrong"})
 
 def read_error_event(event: Mapping[str, Any]) -> RetryRouterError:
     """The error that an `error` event reports, classified by its message."""
-    report = errors.read_event(dict(event), "error")
+    report = provider_errors.read_event(dict(event), "error")
     message = event.get("message")
     if not isinstance(message, str):
         message = "the gateway reported an error without a message"
@@ -782,7 +816,7 @@ def read_error_event(event: Mapping[str, Any]) -> RetryRouterError:
     status = _LEADING_STATUS.match(message)
     status_code = int(status[1]) if status else None
     if kind is None and status_code is not None:
-        kind = errors.read_response(status_code, (), event, unix_time=0.0).kind
+        kind = provider_errors.read_response(status_code, (), event, unix_time=0.0).kind
     kind = kind or (report.kind if report else FailureKind.SERVER_ERROR)
     return GPT_ROUTER_ERRORS[kind](
         message,
@@ -799,7 +833,7 @@ def raise_no_stream(
     """Raise the error for an answer that is not a stream of events."""
     if status_code != _OK:
         read_answer(status_code, headers, body)
-    if (report := errors.read_event(body)) is not None:
+    if (report := provider_errors.read_event(body)) is not None:
         raise report.to_error(GPT_ROUTER_ERRORS)
     what = repr(excerpt(body)) if body else "no body"
     msg = f"the gateway answered {status_code} without a stream of events: {what}"

@@ -570,7 +570,7 @@ class _GatewayCall:
         call_state = new_call_state(llm, self._models.describe, self._size)
         self.context = RetryContext(
             call_state,
-            errors=_gptrouter.errors.GPT_ROUTER_ERRORS,
+            errors=_gptrouter.protocol.GPT_ROUTER_ERRORS,
             route=self._models.route,
             asked=self._models.asked,
             on_failure=self.on_failure,

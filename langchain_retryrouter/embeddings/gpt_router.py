@@ -22,9 +22,12 @@ from tenacity import RetryCallState
 from langchain_retryrouter._base import new_call_state
 from langchain_retryrouter._gptrouter import connection
 from langchain_retryrouter._gptrouter.client import GatewayClient
-from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter._gptrouter.http import Request
-from langchain_retryrouter._gptrouter.protocol import build_metadata, malformed
+from langchain_retryrouter._gptrouter.protocol import (
+    GPT_ROUTER_ERRORS,
+    build_metadata,
+    malformed,
+)
 from langchain_retryrouter._retry.call_log import Subject
 from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall, call
 from langchain_retryrouter._retry.timeouts import agather_bounded

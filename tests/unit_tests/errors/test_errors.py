@@ -13,7 +13,7 @@ import pytest
 from langchain_core import exceptions as langchain
 
 from langchain_retryrouter import errors
-from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
+from langchain_retryrouter._gptrouter.protocol import GPT_ROUTER_ERRORS
 from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 from langchain_retryrouter._secrets import mask
 from langchain_retryrouter.errors import BASE_ERRORS, ErrorFamily, RetryRouterError

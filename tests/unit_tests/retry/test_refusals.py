@@ -18,7 +18,7 @@ from langchain_retryrouter import (
     StreamInterruptedError,
     UnavailableError,
 )
-from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
+from langchain_retryrouter._gptrouter.protocol import GPT_ROUTER_ERRORS
 from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import BASE_ERRORS
 
