@@ -36,7 +36,7 @@ from tests.support.providers.server import (
 from tests.support.providers.vertex import VertexProvider, serve
 
 _MAX_RETRIES: Final = 1
-_SILENCE: Final = 0.5  # Seconds that a silent provider is waited for.
+_SILENCE: Final = 1.0  # Seconds that a silent provider is waited for.
 _PATIENCE: Final = 10.0  # Seconds for any other: the machine may be slow.
 # These are not repeated on their route.
 _AT_ONCE: Final = {
