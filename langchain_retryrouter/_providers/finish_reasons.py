@@ -36,6 +36,8 @@ _REASON_FIELDS: Final = (
     "done_reason",  # Ollama
     "finish_state",  # LangChain's own, too
 )
+# Most chunks of a stream have none of these.
+_TELLING_FIELDS: Final = frozenset({*_REASON_FIELDS, "object", "prompt_feedback"})
 # The final states of OpenAI's Responses API that come with an answer.
 _FINAL_STATES: Final = ("completed", "incomplete")
 # "Not yet", as Alibaba, Python, IBM and Google say it.
@@ -70,6 +72,8 @@ _THOUGHTS: Final = frozenset({"thinking", "redacted_thinking", "reasoning"})
 
 def reason_in(facts: Mapping[str, Any]) -> str | None:
     """The provider's reason for ending an answer; None if its metadata name none."""
+    if _TELLING_FIELDS.isdisjoint(facts):
+        return None
     reasons = [
         reason
         for name in _REASON_FIELDS
@@ -215,7 +219,8 @@ def has_answer(message: BaseMessage) -> bool:
     kwargs, content = message.additional_kwargs, message.content
     if isinstance(content, str) and content.strip():
         return True
-    if any(kwargs.get(name) for name in ("function_call", "tool_calls", "audio")):
+    names = ("function_call", "tool_calls", "audio")
+    if kwargs and any(kwargs.get(name) for name in names):
         return True
     if isinstance(message, AIMessage) and (
         message.tool_calls

@@ -96,6 +96,8 @@ def fit_history(
     models by their names in attempt logs, and with `is_strict` all goes that any reader
     may reject, also the reader's own.
     """
+    if all(map(_is_plain, messages)):
+        return [*messages], ()
     fitting = _Fitting(reader, authors or {}, is_strict=is_strict)
     for message in messages:
         fitting.add(message)

@@ -327,12 +327,15 @@ async def _anext_event(events: AsyncIterator[E], monitor: StreamMonitor[E]) -> E
     """Async variant of `_next_event`."""
     limit = monitor.limit()
     try:
-        async with asyncio.timeout(limit) as scope:
+        if limit is None:
             event = await anext(events, END)
+        else:
+            async with asyncio.timeout(limit) as scope:
+                event = await anext(events, END)
     except RetryRouterError as error:
         monitor.ended(error)
     except TimeoutError as error:
-        if not scope.expired():
+        if limit is None or not scope.expired():
             raise
         monitor.ended(error, limit)
     else:
