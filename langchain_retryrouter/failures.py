@@ -162,6 +162,7 @@ _BY_CODE: Final = {
 }
 
 _CONTEXT: Final = r"(?:context|model) ?(?:length|window|size|limit)"
+_STOPPED: Final = r"(?:block|interven|violat|reject|trigger|fail)"
 # What providers write, in lower case; a code is read as words, so that
 # `model_not_found` is "model not found". Each alternative is one or several wordings
 # that tests/unit_tests/data/provider_answers.json shows. The first match counts.
@@ -173,7 +174,7 @@ _BY_WORDS: Final = tuple(
             (
                 rf"{_CONTEXT}.{{0,60}}(?:exceed|overflow|too (?:long|large)|maximum)",
                 rf"(?:exceed|overflow|longer than|maximum).{{0,60}}{_CONTEXT}",
-                r"context the overflows",
+                r"context the overflows|prompt 超长",
                 r"(?:prompt|inputs?|messages?) (?:is|are) too (?:long|large)",
                 r"too (?:long|large) for .{0,80}\bmodel\b",
                 r"\brequest too large for\b",
@@ -193,20 +194,21 @@ _BY_WORDS: Final = tuple(
             FailureKind.CONTENT_FILTER,
             (
                 r"content ?(?:management |filtering |exists )?(?:polic|filter|risk)",
-                r"policy ?violation",
-                r"usage (?:guideline|polic)",
+                r"policy ?violation|usage (?:guideline|polic)",
                 r"safety system",
                 r"(?:input|prompt|request|message|content).{0,60}\bflagged",
                 r"(?:inappropriate|unsafe|sensitive|harmful|nsfw)(?: or \w+)? content",
+                r"sensitive information|\b(?:in|out)put (?:new )?sensitive|敏感内容",
                 r"requires moderation",
-                r"\bguardrails?\b",
+                rf"{_STOPPED}.{{0,40}}\bguardrail|\bguardrail.{{0,40}}{_STOPPED}",
             ),
         ),
         (
             FailureKind.QUOTA,
             (
-                r"exceeded your current quota|\bfree (?:\w+ )?quota",
-                r"insufficient (?:quota|balance|credit|fund)",
+                r"exceeded (?:your )?current quota|\bfree (?:\w+ )?quota",
+                r"(?:insufficient|not enough) (?:quota|balance|credit|fund)",
+                r"balance.{0,30}insufficient|overdue|余额不足|欠费|key limit exceeded",
                 # What is given once, or for a day or longer, and is used up.
                 r"(?:credit|balance).{0,30}(?:too low|exhausted|depleted|\$0)",
                 r"(?:credits|trial|free tier).{0,30}(?:exhausted|used up|expired)",
@@ -216,7 +218,7 @@ _BY_WORDS: Final = tuple(
                 r"\bbilling\b",
                 r"payment required",
                 r"quota reached|budget (?:has been )?exceeded|arrearage|good standing",
-                r"(?:per|/)[ -]?(?:day|week|month|24 ?h)",
+                r"(?:per|/)[ -]?(?:day|week|month|24 ?h)|\b[rt]pd\b",
                 r"\b(?:daily|weekly|monthly|today's) .{0,30}(?:limit|quota|allo[cw])",
             ),
         ),
@@ -245,6 +247,7 @@ _BY_WORDS: Final = tuple(
                 r"\bmodel (?:`[^`]+` |'[^']+' )?(?:is )?not (?:supported|available)",
                 r"(?:invalid|unknown|unsupported|no such) model(?: name| id|:|$)",
                 r"not a valid model|model identifier is invalid",
+                r"unavailable model|模型不存在",
             ),
         ),
         # An error without a status, as inside a stream, may be one that passes.
@@ -257,6 +260,18 @@ _BY_WORDS: Final = tuple(
 )
 _SHORT_WINDOW: Final = re.compile(
     r"(?:per|/) ?(?:sec(?:ond)?|min(?:ute)?|hour)\b|\d (?:rpm|tpm)\b"
+)
+# What a sentence only quotes: names that the caller chose, such as a function's or a
+# schema's, paths of fields, what was sent, and addresses.
+_QUOTED: Final = re.compile(
+    r"(?<=[\w)] )(['\"`])[^\s'\"`]+\1|\b\w+(?:\[[^\]\s]*\])?(?:\.[\w\[\]]+){2,}"
+    r"|(?<=\w)\[[^\]\s]+\]|\binput_value=[^\n]*|https?://\S+"
+)
+# A limit of the answer's length, and not of what it answers.
+_OF_THE_OUTPUT: Final = re.compile(
+    r"^(?!.*(?:input|prompt|message|conversation|context length|context size))"
+    r".*\bmax(?:imum)? (?:completion |output |new )?tokens\b",
+    re.DOTALL,
 )
 _LONGEST_TEXT: Final = 10_000
 
@@ -291,7 +306,8 @@ def classify(
     There is no status for an error inside a stream. The provider's sentence is read
     where its code, such as `insufficient_quota`, says nothing that is known.
     """
-    code, message = (code or "").lower(), message[:_LONGEST_TEXT].lower()
+    code = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", code or "").lower()
+    message = _QUOTED.sub(r"\1…\1", message[:_LONGEST_TEXT].lower())
     for kind in _kinds_said(status_code, code, message):
         if status_code is None or kind in _SHARPENED.get(status_code, ()):
             return kind
@@ -315,6 +331,8 @@ def _kinds_said(
             if kind is FailureKind.QUOTA and _SHORT_WINDOW.search(words):
                 continue  # A limit per minute passes, whatever the sentence calls it.
             if status_code is not None and is_retryable(kind):
+                continue
+            if kind is FailureKind.CONTEXT_OVERFLOW and _OF_THE_OUTPUT.search(words):
                 continue
             if pattern.search(words):
                 yield kind

@@ -166,9 +166,12 @@ def test_anthropic_is_asked_in_its_own_way(
     assert ("tool_choice" in sent) is not has_format
 
 
-def test_a_provider_that_refuses_the_format_is_asked_by_a_tool(env: Env) -> None:
+@pytest.mark.parametrize("name", ["Person", "ContentPolicy", "billing", "daily_limit"])
+def test_a_provider_that_refuses_the_format_is_asked_by_a_tool(
+    env: Env, name: str
+) -> None:
     """The format was not the caller's idea; later calls begin with the tool."""
-    no = "Invalid schema for response_format 'Person': In context=()"
+    no = f"Invalid schema for response_format '{name}': In context=()"
     env.gateway.script(Status(400, message=no), call_of(FITS), call_of(FITS))
     chain = env.router().with_structured_output(Person)
 
