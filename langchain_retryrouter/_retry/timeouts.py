@@ -329,8 +329,10 @@ def gather_bounded(
             errors.extend([] if error is None else [error])
         ended.put(None)
 
-    aborts = [run_in_worker(work) for _ in range(min(len(requests), at_once))]
+    aborts: list[Callable[[], None]] = []
     try:
+        for _ in range(min(len(requests), at_once)):
+            aborts += [run_in_worker(work)]  # Ctrl-C ends those that there are.
         for _ in aborts:
             ended.get()
     except BaseException as error:  # Such as Ctrl-C, which only this thread sees.
