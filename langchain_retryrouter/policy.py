@@ -205,9 +205,16 @@ class RetryPolicy:
 
         Args:
             attempt_timeout: Seconds a single attempt may take; None for the policy's.
+
+        Raises:
+            ValueError: `attempt_timeout` is not above 0.
         """
         if attempt_timeout is None:
             attempt_timeout = self.attempt_timeout
+        if attempt_timeout == math.inf:
+            attempt_timeout = None
+        is_met = attempt_timeout is None or is_positive(attempt_timeout)
+        require("attempt_timeout", attempt_timeout, "seconds above 0", is_met=is_met)
         # Waits grow with the random number and with Retry-After.
         waited = sum(
             self.delay(retry, 1.0, self.max_retry_after)

@@ -18,7 +18,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 from urllib.parse import urlsplit
 
 import urllib3
@@ -33,6 +33,7 @@ from langchain_retryrouter._secrets import mask
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 from langchain_retryrouter.failures import FailureKind
 
+T = TypeVar("T")
 ReadHeaders: TypeAlias = Callable[[Mapping[str, str]], object]
 Timeout: TypeAlias = float | tuple[float, float] | None
 
@@ -115,7 +116,7 @@ class GatewayClient(GPTRouterClient):
         request = self._generation(requests, metadata, is_stream=is_stream, **options)
         if is_stream:
             return self._events(request)
-        return protocol.read_response(self.post(request))
+        return self.post(request, protocol.read_response)
 
     async def agenerate(  # type: ignore[override] # the SDK does not mention streams
         self,
@@ -131,7 +132,7 @@ class GatewayClient(GPTRouterClient):
         request = self._generation(requests, metadata, is_stream=is_stream, **options)
         if is_stream:
             return self._aevents(request, stop_stream_signal)
-        return protocol.read_response(await self.apost(request))
+        return await self.apost(request, protocol.read_response)
 
     def _generation(
         self,
@@ -179,19 +180,21 @@ class GatewayClient(GPTRouterClient):
 
     # --- one request ----------------------------------------------------------------
 
-    def post(self, request: http.Request) -> dict[str, Any]:
-        """The JSON object of the answer."""
+    def post(self, request: http.Request, read: Callable[[dict[str, Any]], T]) -> T:
+        """What `read` makes of the JSON object of the answer."""
         with self._typed_errors(request):
             with contextlib.closing(http.post(request)) as response:
                 body = http.read_body(response)
-            return protocol.read_answer(response.status, response.headers, body)
+            return read(protocol.read_answer(response.status, response.headers, body))
 
-    async def apost(self, request: http.Request) -> dict[str, Any]:
+    async def apost(
+        self, request: http.Request, read: Callable[[dict[str, Any]], T]
+    ) -> T:
         """Async variant of `post`."""
         with self._typed_errors(request):
             async with http.apost(request) as response:
                 body = await http.aread_body(response)
-            return protocol.read_answer(response.status, response.headers, body)
+            return read(protocol.read_answer(response.status, response.headers, body))
 
     def _events(
         self, request: http.Request

@@ -109,7 +109,9 @@ def read_response(
     raw = _mapping(facts.get("metadata")).get("raw")
     if isinstance(raw, str) and raw:  # OpenRouter hands on its provider's answer.
         sentence = f"{sentence}: {_excerpt(raw)}"
-    parts = (sentence or fallback, raw, body)
+    # The page of a proxy or a firewall is not the provider's word.
+    is_page = isinstance(body, str) and body.lstrip().startswith("<")
+    parts = () if is_page else (sentence or fallback, raw, body)
     text = " ".join(part[:_LONGEST_TEXT] for part in parts if isinstance(part, str))
     kind = _kind_of(meant, names, text, facts.get("param"), is_event=status is None)
     waits = _waits_in(facts, text, unix_time)
@@ -156,15 +158,18 @@ def read_event(data: Any, event: str = "message") -> ErrorReport | None:
     return None
 
 
-def read_exception(error: BaseException, *, unix_time: float) -> ErrorReport | None:
+def read_exception(
+    error: BaseException, *, unix_time: float, keys: Iterable[str] = ()
+) -> ErrorReport | None:
     """Read what an SDK, an HTTP library or an integration raised.
 
     None if the exception says nothing about a provider. The texts of the exception and
-    of its causes lose the keys that their requests carried, since a traceback prints
-    them.
+    of its causes lose `keys`, and those that their requests carried, since a traceback
+    prints them.
     """
     causes = list(_causes(error))
     secrets = {secret for one in causes for secret in _secrets_of(one)}
+    secrets.update(key for key in keys if len(key) >= SHORTEST_SECRET)
 
     def hide(text: str) -> str:
         text = _shorten(text, _LONGEST_TEXT)
@@ -180,13 +185,18 @@ def read_exception(error: BaseException, *, unix_time: float) -> ErrorReport | N
     return report._replace(message=message, body=body)
 
 
-def name_failure(error: BaseException, unix_time: float) -> RetryRouterError:
-    """The exception of ours for what a model raised; an `UnknownError` for a bug."""
+def name_failure(
+    error: BaseException, unix_time: float, keys: Iterable[str] = ()
+) -> RetryRouterError:
+    """The exception of ours for what a model raised; an `UnknownError` for a bug.
+
+    `keys` are the model's, which no text is to show.
+    """
     if isinstance(error, RetryRouterError):
         return error
     report, text = None, ""
     with contextlib.suppress(Exception):  # Its own attributes may raise ...
-        report = read_exception(error, unix_time=unix_time)
+        report = read_exception(error, unix_time=unix_time, keys=keys)
     with contextlib.suppress(Exception):  # ... and its text, which has lost its keys.
         text = f": {error}"
     if report is None:
@@ -242,7 +252,8 @@ _LEAST_SUFFIX: Final = 7
 _NEVER_FITS: Final = re.compile(r"\brequest too large for\b", re.IGNORECASE)
 # The kinds that only a field of the request explains.
 _CONTENT_PARAM: Final = re.compile(
-    r"(?:^|\.)(?:content|prompt|input|text|instructions|system)(?:$|[.\[])"
+    r"(?:^|\.)(?:content|prompt|input|text|instructions|system|output|arguments)"
+    r"(?:\[\d*\])*$"
 )
 # Google says "quota" of each limit: the ids of the limits name their times.
 _GOOGLES_TIMES: Final = re.compile(r"[a-z]Per(Day|Hour|Minute|Second)(?=[A-Z\W])")

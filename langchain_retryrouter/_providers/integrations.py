@@ -472,6 +472,13 @@ def credentials_of(model: BaseChatModel) -> Hashable:
     return None
 
 
+def keys_of(model: Any) -> list[str]:
+    """The keys and tokens that a model holds."""
+    fields = getattr(type(model), "model_fields", ())
+    values = (getattr(model, name, None) for name in fields)
+    return [one.get_secret_value() for one in values if isinstance(one, SecretStr)]
+
+
 def names_of_keys(models: Sequence[BaseChatModel]) -> list[dict[str, str]]:
     """What `dumps` calls each model's keys: OPENAI_API_KEY_1, ... if they differ."""
     numbers: dict[str, dict[Any, int]] = {}

@@ -469,6 +469,13 @@ class CallState(CallLog):
         for one in sent.reservations if sent is not None else ():
             one.requests = max(one.requests, count)
 
+    def resent(self, number: int, failure: Failure) -> None:
+        """An attempt sends its request again: one more for the rate limits."""
+        sent = self._sent_attempt(number)
+        for one in sent.reservations if sent is not None else ():
+            one.requests += 1
+        super().resent(number, failure)
+
     def _sent_attempt(self, number: int) -> AttemptRecord | None:
         """The attempt of this number, if it is under way or the latest."""
         for sent in (self._current, self._hedge):

@@ -19,6 +19,7 @@ from collections.abc import (
     Mapping,
 )
 from operator import attrgetter
+from traceback import clear_frames
 from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar
 
 from langchain_core.language_models.base import LangSmithParams
@@ -46,6 +47,7 @@ from langchain_retryrouter._providers.history import fit_history, foreign_respon
 from langchain_retryrouter._providers.integrations import (
     UNKNOWN_INTEGRATION,
     integration_of,
+    keys_of,
     tracing_params,
 )
 from langchain_retryrouter._retry.call_log import AttemptRecord
@@ -529,13 +531,14 @@ class RouterCall:
         A client that served another `asyncio.run` still has connections of that event
         loop, and they say nothing about the provider: the request is sent as it was.
         """
-        named = name_failure(error, self._clock.time())
+        named = self._name(error, attempt)
         name, by_tool = attempt.route.name, attempt.route.by_tool
         is_missing = named.kind is FailureKind.NOT_FOUND
         if is_of_closed_loop(error):
             resent = attempt.facts["resent"] = attempt.facts.get("resent", 0) + 1
             if resent >= MOST_STALE:
                 return False
+            self._costs.send_again(attempt.position, attempt.number)
         elif named.kind not in _REJECTED or (
             is_missing and not _MISSES_ITEM.search(named.message)
         ):
@@ -573,9 +576,13 @@ class RouterCall:
         for attempt in self._attempts.values():
             self.heard(attempt)
 
+    def _name(self, error: BaseException, attempt: RouteAttempt) -> RetryRouterError:
+        keys = [key for model in attempt.route.models for key in keys_of(model)]
+        return name_failure(error, self._clock.time(), keys)
+
     def named(self, error: BaseException, attempt: RouteAttempt) -> RetryRouterError:
         """What a route's model raised, as an error with a kind."""
-        named = name_failure(error, self._clock.time())
+        named = self._name(error, attempt)
         headers = safe_getattr(safe_getattr(error, "response"), "headers")
         self._state.read_headers(attempt.number, headers)
         is_unread = named.kind is FailureKind.UNKNOWN
@@ -730,6 +737,9 @@ class RouterCall:
                     break
                 except Exception as error:
                     if check.saw_chunk or not self._amend(attempt, error):
+                        # An open response that they hold would be closed by a garbage
+                        # collection, which may come while httpcore holds its lock.
+                        clear_frames(error.__traceback__)
                         raise
         events, answers = self._end(attempt, check)
         for message, reason in answers:

@@ -23,6 +23,7 @@ from langchain_retryrouter._router.preflight import ModelRequest
 from langchain_retryrouter._router.route import Route
 from langchain_retryrouter._shared import is_positive, require
 from langchain_retryrouter.circuit_breaker import Refusal
+from langchain_retryrouter.errors import SpendLimitError
 from langchain_retryrouter.policy import RetryPolicy, with_limits
 from langchain_retryrouter.spend_limits import Price, SpendLimit, SpendReservation
 
@@ -95,6 +96,8 @@ class CallCosts:
         # By the number of the attempt: its estimate, then its cost.
         self._costs: dict[int, float] = {}
         self._reserved: dict[int, list[SpendReservation]] = {}
+        # What requests may have cost that an attempt had to send again.
+        self._lost: dict[int, float] = {}
 
     def price(self, record: AttemptRecord) -> tuple[float, bool] | None:
         """What an attempt cost, and whether that is an estimate; None if not known."""
@@ -116,7 +119,10 @@ class CallCosts:
             asked, _ = self._max_tokens(record.position)
             output = output if asked is None else min(output, asked)
             estimate = {"input_tokens": self._prompt[0], "output_tokens": output}
-        return cost_of_attempt(prices, record.failure, usage, estimate)
+        priced = cost_of_attempt(prices, record.failure, usage, estimate)
+        if priced is not None and (lost := self._lost.get(record.number)):
+            return priced[0] + lost, True
+        return priced
 
     def cost_of(self, record: AttemptRecord) -> float | None:
         """The money of an attempt that is over, for observers."""
@@ -173,7 +179,7 @@ class CallCosts:
         """Reserve money for an attempt; why there is none."""
         price = self._price_of(position)
         if self._max_cost is not None:
-            left = self._max_cost - sum(self._costs.values())
+            left = self._max_cost - sum((*self._costs.values(), *self._lost.values()))
             if price.estimate > left:
                 reason = (
                     f"an attempt may cost {price.estimate:.4g}, and {max(0, left):.4g}"
@@ -191,6 +197,27 @@ class CallCosts:
         self._costs[number], self._reserved[number] = price.estimate, reserved
         return None
 
+    def send_again(self, position: int, number: int) -> None:
+        """Count a request of an attempt as lost, and reserve money for another one.
+
+        It may have been answered, and then the provider charges for it.
+
+        Raises:
+            SpendLimitError: There is no money for another one.
+        """
+        if self._routes[position].prices is None:
+            return
+        price = self._price_of(position)
+        self._lost[number] = self._lost.get(number, 0.0) + price.estimate
+        if not self.is_limited:
+            return
+        del self._costs[number]
+        for one in self._reserved.pop(number):
+            one.settle(price.estimate)
+        if (refusal := self.reserve(position, number)) is not None:
+            msg = f"the request is not sent again: {refusal.reason}"
+            raise SpendLimitError(msg)
+
     def settle(self, records: Sequence[AttemptRecord]) -> None:
         """Count what the attempts that are over cost, or else their estimates."""
         for record in records:
@@ -205,7 +232,10 @@ class CallCosts:
                 mean += _LEARNING * (tokens[1] - mean)
                 self._outputs[route] = mean, max(tokens[1], most)
             cost = self.cost_of(record)
-            cost = self._costs[number] if cost is None else cost
+            if cost is None:
+                cost = self._costs[number]
+            else:
+                cost -= self._lost.get(number, 0.0)  # Settled when it was lost.
             self._costs[number] = cost
             for one in self._reserved.pop(number):
                 one.settle(cost)

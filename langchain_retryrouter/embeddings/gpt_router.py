@@ -223,11 +223,12 @@ class _ChunkCall:
             self._models = [*others, failed]
 
     def send(self, attempt: Attempt) -> list[Vector]:
-        answer = self._client.post(self._build_request(attempt))
-        return _read_vectors(answer, len(self._texts))
+        return self._client.post(self._build_request(attempt), self._read)
 
     async def asend(self, attempt: Attempt) -> list[Vector]:
-        answer = await self._client.apost(self._build_request(attempt))
+        return await self._client.apost(self._build_request(attempt), self._read)
+
+    def _read(self, answer: dict[str, Any]) -> list[Vector]:
         return _read_vectors(answer, len(self._texts))
 
     def log_retry(self, state: RetryCallState) -> None:

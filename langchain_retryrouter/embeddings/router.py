@@ -31,6 +31,7 @@ from langchain_retryrouter._providers.errors import (
 from langchain_retryrouter._providers.integrations import (
     disable_embedding_retries,
     embedding_model_of,
+    keys_of,
 )
 from langchain_retryrouter._retry.call_log import Subject
 from langchain_retryrouter._retry.call_state import CallState
@@ -52,6 +53,7 @@ from langchain_retryrouter._router.models import init_by_name
 from langchain_retryrouter._router.outcomes import lead_of
 from langchain_retryrouter._router.route import rate_limits_of, scope_of
 from langchain_retryrouter._secrets import check_number, shown
+from langchain_retryrouter._shared import is_hook, require
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
 from langchain_retryrouter.errors import (
     APITimeoutError,
@@ -201,6 +203,13 @@ class EmbeddingsRouter(SharingModel, Embeddings):
         given = repr(value) if isinstance(value, str) else shown(value)
         msg = f"routes must be a list of embeddings or EmbeddingsRoutes, not {given}"
         raise ValueError(msg)
+
+    @field_validator("on_attempt_log", mode="before")
+    @classmethod
+    def _check_hook(cls, value: Any) -> Any:
+        allowed, is_met = "a function that is not async", is_hook(value)
+        require("on_attempt_log", value, allowed, is_met=is_met)
+        return value
 
     _check_breaker_settings = field_validator("breaker_settings", mode="before")(
         setup.breaker_settings
@@ -497,7 +506,7 @@ class _Batch:
     def send(self, attempt: Attempt) -> list[Vector]:
         """One attempt, for the vectors that are missing."""
         route, places, texts = self._missing()
-        with _named_failures(self._call.clock):
+        with _named_failures(self._call.clock, route.model):
             if self._call.is_query:
                 answer: Any = [route.model.embed_query(texts[0])]
             else:
@@ -509,7 +518,10 @@ class _Batch:
         stale = 0
         while True:
             try:
-                with _named_failures(self._call.clock), reraise_lost_cancellation():
+                with (
+                    _named_failures(self._call.clock, route.model),
+                    reraise_lost_cancellation(),
+                ):
                     if self._call.is_query:
                         answer: Any = [await route.model.aembed_query(texts[0])]
                     else:
@@ -597,14 +609,14 @@ class _Batch:
 
 
 @contextlib.contextmanager
-def _named_failures(clock: Clock) -> Iterator[None]:
+def _named_failures(clock: Clock, model: Embeddings) -> Iterator[None]:
     """Raise what a model raises as an error with a kind."""
     try:
         yield
     except RetryRouterError:
         raise
     except Exception as error:
-        raise name_failure(error, clock.time()) from error
+        raise name_failure(error, clock.time(), keys_of(model)) from error
 
 
 class _BadVectorsError(MalformedResponseError):

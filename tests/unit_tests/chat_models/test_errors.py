@@ -1,5 +1,6 @@
 """Errors of a call: which class they have, which are retried, and what they say."""
 
+import traceback
 from itertools import product
 from typing import Any
 
@@ -27,6 +28,7 @@ from langchain_retryrouter.testing import (
     Body,
     Cut,
     ErrorEvent,
+    ErrorInOk,
     Hangup,
     HtmlPage,
     Reset,
@@ -37,7 +39,7 @@ from langchain_retryrouter.testing import (
 )
 from tests.support.models import NOWHERE
 
-from .conftest import ENOUGH, WAYS, Env
+from .conftest import ENOUGH, KEY, WAYS, Env
 from .frames import END, FAREWELL, event_stream, text_of, update
 
 EVENT_STREAM = {"content-type": "text/event-stream"}
@@ -272,6 +274,17 @@ def test_an_error_says_whether_any_attempt_may_have_run(env: Env, way: str) -> N
     with pytest.raises(AuthenticationError) as caught:
         env.ask(way)
     assert (caught.value.attempts, caught.value.may_have_run) == (2, False)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_key_is_not_shown_by_a_200(env: Env, way: str) -> None:
+    """A gateway that quotes the key in an answer does not bring it into a trace."""
+    env.gateway.always(ErrorInOk(f"invalid: {KEY}."))
+    with pytest.raises(RetryRouterError) as caught:
+        env.ask(way)
+    shown = f"{caught.value.body} {''.join(traceback.format_exception(caught.value))}"
+    assert "invalid: ***." in shown
+    assert KEY not in shown
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -1,7 +1,10 @@
 """Several chat models as one: who answers, what is told, and what is never told."""
 
 import asyncio
+import gc
 import json
+import traceback
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -618,3 +621,31 @@ def test_closing_a_router_closes_its_models(pair: Pair) -> None:
     asyncio.run(close())
     closed = [vars(route.model).get("closed") for route in router.routes]
     assert closed == [None, ["close"] * 4, ["close"] * 2 + ["aclose"] * 2]
+
+
+class Careless(FakeListChatModel):
+    """Its stream breaks off with an open response, as huggingface_hub's does."""
+
+    opened: list[Any] = Field(default_factory=list)
+
+    def _stream(self, *_: Any, **__: Any) -> Any:
+        yield from ()
+        response = type("Response", (), {})()
+        self.opened.append(weakref.ref(response))
+        msg = "the provider reported an error"
+        raise ValueError(msg)
+
+
+def test_an_open_response_does_not_wait_for_the_garbage_collection() -> None:
+    """A collection may close it while a pool of httpcore holds its lock, and hang."""
+    careless, backup = Careless(responses=[]), FakeListChatModel(responses=["Hello"])
+    router = RetryRouter(routes=[careless, backup])
+    gc.disable()
+    try:
+        assert sum_of(list(router.stream("hi"))).content == "Hello"
+        with pytest.raises(RetryRouterError) as caught:
+            list(RetryRouter(routes=[careless]).stream("hi"))
+        assert [response() for response in careless.opened] == [None] * 2
+    finally:
+        gc.enable()
+    assert "in _stream" in "".join(traceback.format_exception(caught.value))

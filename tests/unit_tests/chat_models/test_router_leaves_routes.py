@@ -23,6 +23,7 @@ from langchain_retryrouter import (
     CircuitOpenError,
     ContentFilterError,
     InvalidRequestError,
+    RateLimit,
     RateLimitError,
     RetryBudget,
     RetryEvent,
@@ -31,6 +32,7 @@ from langchain_retryrouter import (
     RetryRouterError,
     Route,
     ServerError,
+    SpendLimitError,
     UnavailableError,
 )
 from langchain_retryrouter.testing import (
@@ -531,17 +533,35 @@ def ask_in_two_loops(addresses: dict[str, str]) -> None:
         model = init_chat_model(
             "m", model_provider=provider, base_url=url, api_key="any"
         )
+        clock = FakeClock()
+        limit = RateLimit(requests_per_minute=6_000, clock=clock)
+        route = Route(model=model, input_price=1, output_price=1, rate_limit=limit)
         router = RetryRouter(
-            routes=[model], retry_policy=RetryPolicy(max_retries=0), clock=FakeClock()
+            routes=[route], retry_policy=RetryPolicy(max_retries=0), clock=clock
         )
         asyncio.run(ask(router))
+        before = limit.available()["requests"]
         attempts = [
             answer.response_metadata["retryrouter"]["attempts"]
             for answer in asyncio.run(ask(router))
         ]
         assert [[one["outcome"] for one in log] for log in attempts] == [["ok"]] * 6
         # How many of the old connections a call gets depends on the library's pool.
-        assert any(log[0].get("resent") for log in attempts), provider
+        resent = [log[0].get("resent", 0) for log in attempts]
+        assert any(resent), provider
+        # The provider may have answered them, too.
+        assert before - limit.available()["requests"] == 6 + sum(resent)
+        assert [bool(log[0].get("cost_is_estimate")) for log in attempts] == [
+            count > 0 for count in resent
+        ]
+        assert all(
+            (one[0]["cost"] > other[0]["cost"]) is (more > fewer)
+            for one, more in zip(attempts, resent, strict=True)
+            for other, fewer in zip(attempts, resent, strict=True)
+        )
+        asyncio.run(ask(router))
+        with pytest.raises(SpendLimitError, match=r"not sent again: .* is left"):
+            asyncio.run(router.ainvoke("hi", max_cost=1.5 * attempts[0][0]["cost"]))
 
 
 @both_ways

@@ -343,6 +343,10 @@ def test_the_space_is_read_from_the_models() -> None:
     assert EmbeddingsRouter(routes=[at_openai(), other]).space == SPACE
 
 
+async def lose(_: dict[str, Any]) -> None:
+    """Nobody would await it."""
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two models": (
         {"routes": [at_openai(), at_openai("text-embedding-3-large")]},
@@ -375,6 +379,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "breaker_settings must be",
     ),
     "number": ({"routes": [5]}, "not 5"),
+    "hook": (
+        {"routes": [fake()], "on_attempt_log": lose},
+        "on_attempt_log must be a function that is not async",
+    ),
     # Its retries would multiply with the outer one's.
     "router": ({"routes": [EmbeddingsRouter(routes=[fake()])]}, "put its routes into"),
 }

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import json
 import pickle
+import traceback
 from typing import Any
 
 import pytest
@@ -220,6 +221,16 @@ def test_chunks_of_different_lengths_are_not_joined(env: Env) -> None:
         env.embed(env.embeddings(chunk_size=1), ["short", "long"])
     assert len(env.gateway.requests) == 2
     assert caught.value.is_retryable is False
+
+
+def test_a_key_is_not_shown(env: Env) -> None:
+    """A gateway that quotes the key in an answer does not bring it into a trace."""
+    env.gateway.always(Body(200, {}, json.dumps({"error": f"invalid: {KEY}."})))
+    with pytest.raises(MalformedResponseError) as caught:
+        env.embed(env.embeddings(), ["text"])
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "invalid: ***." in shown
+    assert KEY not in shown
 
 
 # --- side by side ---

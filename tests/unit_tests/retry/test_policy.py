@@ -227,6 +227,8 @@ def test_no_call_waits_longer_than_explained(
             "3 requests, 4.5 s of waiting, over after 34.5 s",
         ),
         ({}, None, "3 requests, 124.5 s of waiting, no bound on the time of an"),
+        ({}, math.inf, "3 requests, 124.5 s of waiting, no bound on the time of an"),
+        ({"max_retries": 0, "attempt_timeout": math.inf}, None, "1 request, 0.0 s"),
         ({"deadline": 5}, None, "3 requests, 5.0 s of waiting, over after 5.0"),
         (
             {"attempt_timeout": 10, "deadline": 200},
@@ -241,6 +243,14 @@ def test_the_worst_case_in_words(
     """`explain` says what a call costs at most, before anything is sent."""
     explained = str(RetryPolicy(**numbers).explain(attempt_timeout))
     assert explained.startswith(f"at most {sentence}")
+    assert "inf" not in explained
+
+
+@pytest.mark.parametrize("seconds", [0, -500, math.nan, True])
+def test_the_worst_case_of_no_time_is_refused(seconds: Any) -> None:
+    """An attempt takes some time."""
+    with pytest.raises(ValueError, match=f"attempt_timeout must .* not {seconds}"):
+        RetryPolicy().explain(seconds)
 
 
 def test_max_retries_is_short_for_a_policy() -> None:

@@ -187,6 +187,18 @@ def test_a_key_is_not_shown(gateway: FaultyGateway, make: Any, way: Way) -> None
 
 
 @every_way
+def test_a_key_is_not_shown_by_a_200(gateway: FaultyGateway, way: Way) -> None:
+    """The exception for an error in a 200 carries no request; the route has the key."""
+    key = "0123456789abcdef0123456789abcdef"  # As Azure's, of no known form.
+    said = f"invalid: {key}."
+    gateway.script(ErrorEvent(said) if way.is_streaming else ErrorInOk(said))
+    error = routed(chat_openai(gateway, api_key=key), way)
+    shown = f"{error.body} {''.join(traceback.format_exception(error))}"
+    assert "invalid: ***." in shown
+    assert key not in shown
+
+
+@every_way
 @pytest.mark.parametrize("end", ["\n", "\x00 the rest of it"], ids=["line", "nul"])
 def test_a_key_that_no_header_can_carry_is_the_routes_fault(
     gateway: FaultyGateway, way: Way, end: str
