@@ -264,8 +264,10 @@ _SHORT_WINDOW: Final = re.compile(
 # What a sentence only quotes: names that the caller chose, such as a function's or a
 # schema's, paths of fields, what was sent, and addresses.
 _QUOTED: Final = re.compile(
-    r"(?<=[\w)] )(['\"`])[^\s'\"`]+\1|\b\w+(?:\[[^\]\s]*\])?(?:\.[\w\[\]]+){2,}"
-    r"|(?<=\w)\[[^\]\s]+\]|\binput_value=[^\n]*|https?://\S+"
+    r"(?<=[\w)] )(?<!(?:code|type) )(?<!error )(?<!(?:reason|status) )"
+    r"(['\"`])[^\s'\"`]+\1"
+    r"|\b\w+(?:\[[^\]\s]{0,80}\])?(?:\.[\w\[\]]+){2,}|(?<=\w)\[[^\]\s]{1,80}\]"
+    r"|\binput_value=[^\n]*|https?://\S+"
 )
 # A limit of the answer's length, and not of what it answers.
 _OF_THE_OUTPUT: Final = re.compile(

@@ -110,9 +110,11 @@ def read_response(
     if isinstance(raw, str) and raw:  # OpenRouter hands on its provider's answer.
         sentence = f"{sentence}: {_excerpt(raw)}"
     # The page of a proxy or a firewall is not the provider's word.
-    is_page = isinstance(body, str) and body.lstrip().startswith("<")
-    parts = () if is_page else (sentence or fallback, raw, body)
-    text = " ".join(part[:_LONGEST_TEXT] for part in parts if isinstance(part, str))
+    text = " ".join(
+        part[:_LONGEST_TEXT]
+        for part in (sentence or fallback, raw, body)
+        if isinstance(part, str) and not _PAGE.search(part, 0, _EXCERPT)
+    )
     kind = _kind_of(meant, names, text, facts.get("param"), is_event=status is None)
     waits = _waits_in(facts, text, unix_time)
     if kind in {FailureKind.QUOTA, FailureKind.RATE_LIMIT}:
@@ -257,6 +259,7 @@ _CONTENT_PARAM: Final = re.compile(
 )
 # Google says "quota" of each limit: the ids of the limits name their times.
 _GOOGLES_TIMES: Final = re.compile(r"[a-z]Per(Day|Hour|Minute|Second)(?=[A-Z\W])")
+_PAGE: Final = re.compile(r"(?i)<(?:!doctype|html|head|body)\b")
 _REQUEST_IDS: Final = (
     *("x-request-id", "request-id", "apim-request-id", "x-ms-request-id"),
     *("x-amzn-requestid", "x-litellm-call-id"),

@@ -96,6 +96,26 @@ def test_a_sentence(code: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("Invalid schema for function 'content_policy'", K.INVALID_REQUEST),
+        ('Unknown name "billing" at \'tools[0].content_policy\'', K.INVALID_REQUEST),
+        ("tools[0].properties[daily_limit].type: missing", K.INVALID_REQUEST),
+        ("input_schema.properties.rate_limit.type: wrong", K.INVALID_REQUEST),
+        ("not a dict, input_value='our content policy'", K.INVALID_REQUEST),
+        ("see https://example.com/account/billing", K.INVALID_REQUEST),
+        ("The model `content-policy-1` does not exist", K.NOT_FOUND),
+        ("upstream failed with code 'insufficient_quota'", K.QUOTA),
+        ('stopped with finish_reason "content_filter"', K.CONTENT_FILTER),
+        ("error `context_length_exceeded` from upstream", K.CONTEXT_OVERFLOW),
+    ],
+)
+def test_what_is_only_quoted_says_nothing(message: str, kind: K) -> None:
+    """Names that the caller chose, paths, values and addresses; a code is no such."""
+    assert classify(400, None, message) is kind
+
+
+@pytest.mark.parametrize(
     ("code", "message", "kind"),
     [
         ("insufficient_quota", "", K.QUOTA),
