@@ -39,6 +39,17 @@ class SharingModel(BaseModel):
 
     _as_store = field_validator("store", mode="before")(as_store)
 
+    # Before pydantic makes numbers of texts, and 1 of True.
+    @field_validator("retry_policy", mode="before", check_fields=False)
+    @classmethod
+    def _take_policy(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        try:
+            return RetryPolicy(**value)
+        except TypeError as error:  # An unknown name.
+            raise ValueError(str(error)) from error
+
     def close(self) -> None:
         """Close the connections of sync calls, and a store that the model has made."""
         close_made(self.store)

@@ -134,6 +134,19 @@ def test_a_key_for_a_router_goes_to_a_model() -> None:
         RetryRouter(routes=[MODEL], api_keys=[KEY])
 
 
+@pytest.mark.parametrize(
+    "cls", [RetryRouter, EmbeddingsRouter, GPTRouter, GPTRouterEmbeddings, OpenAI]
+)
+@pytest.mark.parametrize("name", ["max_retries", "deadline", "jitter", "patience"])
+def test_a_policy_in_a_dict_is_checked_like_a_policy(cls: Any, name: str) -> None:
+    """Pydantic would make 1 of True, and a number of a text."""
+    value = "yes" if name == "jitter" else True
+    with pytest.raises(ValidationError, match=name):
+        cls(**CLASSES[cls], retry_policy={name: value})
+    made = cls(**CLASSES[cls], retry_policy={"deadline": 3, "attempt_timeout": 2})
+    assert made.retry_policy == RetryPolicy(deadline=3, attempt_timeout=2)
+
+
 # --- numbers ---
 
 SHARED: Final[dict[Any, dict[str, Any]]] = {

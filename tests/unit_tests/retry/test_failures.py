@@ -99,7 +99,7 @@ def test_a_sentence(code: str | None) -> None:
     ("message", "kind"),
     [
         ("Invalid schema for function 'content_policy'", K.INVALID_REQUEST),
-        ('Unknown name "billing" at \'tools[0].content_policy\'', K.INVALID_REQUEST),
+        ("Unknown name \"billing\" at 'tools[0].content_policy'", K.INVALID_REQUEST),
         ("tools[0].properties[daily_limit].type: missing", K.INVALID_REQUEST),
         ("input_schema.properties.rate_limit.type: wrong", K.INVALID_REQUEST),
         ("not a dict, input_value='our content policy'", K.INVALID_REQUEST),
