@@ -162,7 +162,10 @@ _BY_CODE: Final = {
 }
 
 _CONTEXT: Final = r"(?:context|model) ?(?:length|window|size|limit)"
-_STOPPED: Final = r"(?:block|interven|violat|reject|trigger|fail)"
+_STOPPED: Final = (
+    r"(?:block|interven|violat|reject|trigger|tripwire|fail|denied (?:by|the)|detect"
+    r"|refus|stopp|filter|flagg|unsafe|harmful|not (?:pass|allow|permit))"
+)
 # What providers write, in lower case; a code is read as words, so that
 # `model_not_found` is "model not found". Each alternative is one or several wordings
 # that tests/unit_tests/data/provider_answers.json shows. The first match counts.
@@ -200,7 +203,7 @@ _BY_WORDS: Final = tuple(
                 r"(?:inappropriate|unsafe|sensitive|harmful|nsfw)(?: or \w+)? content",
                 r"sensitive information|\b(?:in|out)put (?:new )?sensitive|敏感内容",
                 r"requires moderation",
-                rf"{_STOPPED}.{{0,40}}\bguardrail|\bguardrail.{{0,40}}{_STOPPED}",
+                rf"{_STOPPED}.{{0,80}}\bguardrail|\bguardrail.{{0,80}}{_STOPPED}",
             ),
         ),
         (
@@ -208,7 +211,8 @@ _BY_WORDS: Final = tuple(
             (
                 r"exceeded (?:your )?current quota|\bfree (?:\w+ )?quota",
                 r"(?:insufficient|not enough) (?:quota|balance|credit|fund)",
-                r"balance.{0,30}insufficient|overdue|余额不足|欠费|key limit exceeded",
+                r"balance.{0,30}insufficient|overdue|余额不足|欠费",
+                r"key limit exceeded \(",
                 # What is given once, or for a day or longer, and is used up.
                 r"(?:credit|balance).{0,30}(?:too low|exhausted|depleted|\$0)",
                 r"(?:credits|trial|free tier).{0,30}(?:exhausted|used up|expired)",
@@ -216,7 +220,7 @@ _BY_WORDS: Final = tuple(
                 r"used up(?: \w+){0,4} (?:allocation|allowance)",
                 r"(?:spend(?:ing)?|usage|credit) (?:limit|quota)",
                 r"\bbilling\b",
-                r"payment required",
+                r"payment (?:required|method)",
                 r"quota reached|budget (?:has been )?exceeded|arrearage|good standing",
                 r"(?:per|/)[ -]?(?:day|week|month|24 ?h)|\b[rt]pd\b",
                 r"\b(?:daily|weekly|monthly|today's) .{0,30}(?:limit|quota|allo[cw])",
@@ -264,16 +268,14 @@ _SHORT_WINDOW: Final = re.compile(
 # What a sentence only quotes: names that the caller chose, such as a function's or a
 # schema's, paths of fields, what was sent, and addresses.
 _QUOTED: Final = re.compile(
-    r"(?<=[\w)] )(?<!(?:code|type) )(?<!error )(?<!(?:reason|status) )"
-    r"(['\"`])[^\s'\"`]+\1"
-    r"|\b\w+(?:\[[^\]\s]{0,80}\])?(?:\.[\w\[\]]+){2,}|(?<=\w)\[[^\]\s]{1,80}\]"
-    r"|\binput_value=[^\n]*|https?://\S+"
+    r"\b((?:function|tool|schema|response_format|named?|title|field|propert(?:y|ies)"
+    r"|param(?:eter)?|argument|model|class|object|for|at) )(['\"`])[^\s'\"`]+\2"
+    r"|\b\w+(?:\[[^\]\s]{0,80}\])?(?:\.(?!\w+(?:error|exception)\b)[\w\[\]]+){2,}(?!\w)"
+    r"|(?<=\w)\[[^\]\s]{1,80}\]|\binput_value=[^\n]*|https?://[^\s'\"<>\\]+"
 )
-# A limit of the answer's length, and not of what it answers.
+# A limit of the answer's length, and not of what it answers: Amazon's, and Groq's.
 _OF_THE_OUTPUT: Final = re.compile(
-    r"^(?!.*(?:input|prompt|message|conversation|context length|context size))"
-    r".*\bmax(?:imum)? (?:completion |output |new )?tokens\b",
-    re.DOTALL,
+    r"maximum tokens you requested|\bmax (?:completion |output )?tokens\W? must be"
 )
 _LONGEST_TEXT: Final = 10_000
 
@@ -308,8 +310,8 @@ def classify(
     There is no status for an error inside a stream. The provider's sentence is read
     where its code, such as `insufficient_quota`, says nothing that is known.
     """
-    code = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", code or "").lower()
-    message = _QUOTED.sub(r"\1…\1", message[:_LONGEST_TEXT].lower())
+    code = code or ""
+    message = _QUOTED.sub(r"\1\2…\2", message[:_LONGEST_TEXT].lower())
     for kind in _kinds_said(status_code, code, message):
         if status_code is None or kind in _SHARPENED.get(status_code, ()):
             return kind
@@ -324,8 +326,9 @@ def _kinds_said(
     status_code: int | None, code: str, message: str
 ) -> Iterator[FailureKind]:
     """What a code and a sentence mean, the most exact first."""
-    if code in _BY_CODE:
-        yield _BY_CODE[code]
+    if code.lower() in _BY_CODE:
+        yield _BY_CODE[code.lower()]
+    code = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", code).lower()
     # Of a key without money a 401 says so by its code.
     for text in (code,) if status_code == HTTPStatus.UNAUTHORIZED else (code, message):
         words = text.replace("_", " ")

@@ -113,7 +113,7 @@ def read_response(
     text = " ".join(
         part[:_LONGEST_TEXT]
         for part in (sentence or fallback, raw, body)
-        if isinstance(part, str) and not _PAGE.search(part, 0, _EXCERPT)
+        if isinstance(part, str) and not _PAGE.search(part[:_LONGEST_TEXT])
     )
     kind = _kind_of(meant, names, text, facts.get("param"), is_event=status is None)
     waits = _waits_in(facts, text, unix_time)
@@ -259,7 +259,9 @@ _CONTENT_PARAM: Final = re.compile(
 )
 # Google says "quota" of each limit: the ids of the limits name their times.
 _GOOGLES_TIMES: Final = re.compile(r"[a-z]Per(Day|Hour|Minute|Second)(?=[A-Z\W])")
-_PAGE: Final = re.compile(r"(?i)<(?:!doctype|html|head|body)\b")
+_PAGE: Final = re.compile(
+    r"(?is)<(?:!doctype html|html|head|body)\b.*(?:</(?:title|head|h1|body|html)>|…$)"
+)
 _REQUEST_IDS: Final = (
     *("x-request-id", "request-id", "apim-request-id", "x-ms-request-id"),
     *("x-amzn-requestid", "x-litellm-call-id"),

@@ -474,9 +474,13 @@ def credentials_of(model: BaseChatModel) -> Hashable:
 
 def keys_of(model: Any) -> list[str]:
     """The keys and tokens that a model holds."""
-    fields = getattr(type(model), "model_fields", ())
-    values = (getattr(model, name, None) for name in fields)
-    return [one.get_secret_value() for one in values if isinstance(one, SecretStr)]
+    fields, keys = getattr(type(model), "model_fields", None), []
+    for name in fields if isinstance(fields, Mapping) else ():
+        with contextlib.suppress(Exception):  # A property may raise anything.
+            value = getattr(model, name)
+            secret = value.get_secret_value() if isinstance(value, SecretStr) else None
+            keys += [secret] if isinstance(secret, str) else []
+    return keys
 
 
 def names_of_keys(models: Sequence[BaseChatModel]) -> list[dict[str, str]]:

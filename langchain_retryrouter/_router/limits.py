@@ -30,6 +30,7 @@ from langchain_retryrouter.spend_limits import Price, SpendLimit, SpendReservati
 _DEFAULT_LIMITS: Final = (300.0, 60.0, 60.0)  # Of an attempt, first token, and stall.
 _MOST_OUTPUT: Final = 4096  # Tokens of an answer at most, where nothing says it.
 _LEARNING: Final = 0.2  # The weight of the last answer in the mean.
+_ROUNDING: Final = 1e-12
 _MARGIN: Final = 3  # Tokens of a prompt at most, as a multiple of the estimate.
 
 
@@ -111,8 +112,10 @@ class CallCosts:
         inside = facts.get("inside")
         # Of one request the route's own prices say more than the list of the model.
         is_priced = isinstance(prices, FixedPrices) and route.subject.sends
+        lost = self._lost.get(record.number, 0.0)
         if inside and "cost" in inside and not is_priced:
-            return inside["cost"], bool(inside.get("cost_is_estimate"))
+            is_estimate = bool(inside.get("cost_is_estimate") or lost)
+            return inside["cost"] + lost, is_estimate
         if prices is not None and not usage:
             mean, _ = self._output_of(route)
             output = round(mean) if received is None else -(-received // 4)
@@ -120,9 +123,7 @@ class CallCosts:
             output = output if asked is None else min(output, asked)
             estimate = {"input_tokens": self._prompt[0], "output_tokens": output}
         priced = cost_of_attempt(prices, record.failure, usage, estimate)
-        if priced is not None and (lost := self._lost.get(record.number)):
-            return priced[0] + lost, True
-        return priced
+        return (priced[0] + lost, True) if priced is not None and lost else priced
 
     def cost_of(self, record: AttemptRecord) -> float | None:
         """The money of an attempt that is over, for observers."""
@@ -180,7 +181,7 @@ class CallCosts:
         price = self._price_of(position)
         if self._max_cost is not None:
             left = self._max_cost - sum((*self._costs.values(), *self._lost.values()))
-            if price.estimate > left:
+            if price.estimate > left + _ROUNDING:
                 reason = (
                     f"an attempt may cost {price.estimate:.4g}, and {max(0, left):.4g}"
                     f" of max_cost={self._max_cost:g} is left"
@@ -207,7 +208,10 @@ class CallCosts:
         """
         if self._routes[position].prices is None:
             return
-        price = self._price_of(position)
+        try:
+            price = self._price_of(position)
+        except ValueError:  # No limit needs it: it would have been refused.
+            return
         self._lost[number] = self._lost.get(number, 0.0) + price.estimate
         if not self.is_limited:
             return
@@ -235,7 +239,8 @@ class CallCosts:
             if cost is None:
                 cost = self._costs[number]
             else:
-                cost -= self._lost.get(number, 0.0)  # Settled when it was lost.
+                # What was lost is settled already.
+                cost = max(0.0, cost - self._lost.get(number, 0.0))
             self._costs[number] = cost
             for one in self._reserved.pop(number):
                 one.settle(cost)

@@ -108,6 +108,11 @@ def test_a_sentence(code: str | None) -> None:
         ("upstream failed with code 'insufficient_quota'", K.QUOTA),
         ('stopped with finish_reason "content_filter"', K.CONTENT_FILTER),
         ("error `context_length_exceeded` from upstream", K.CONTEXT_OVERFLOW),
+        ("upstream got 'insufficient_quota'", K.QUOTA),
+        ("litellm.exceptions.ContentPolicyViolationError: no", K.CONTENT_FILTER),
+        ('{"see":"https://a.b/c","code":"insufficient_quota"}', K.QUOTA),
+        ("add a payment method at https://example.com/billing", K.QUOTA),
+        ("Blocked entity: US_DRIVER_LICENSE by Guardrail: pii", K.CONTENT_FILTER),
     ],
 )
 def test_what_is_only_quoted_says_nothing(message: str, kind: K) -> None:
