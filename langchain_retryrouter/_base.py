@@ -49,6 +49,9 @@ class SharingModel(BaseModel):
             return RetryPolicy(**value)
         except TypeError as error:  # An unknown name.
             raise ValueError(str(error)) from error
+        except ValueError as error:
+            msg = f"retry_policy.{error}"
+            raise ValueError(msg) from error
 
     def close(self) -> None:
         """Close the connections of sync calls, and a store that the model has made."""

@@ -594,7 +594,6 @@ def _is_json_object(text: str) -> bool:
 
 # --- usage --------------------------------------------------------------------------
 
-_TOO_LARGE: Final = 2**63
 _DETAILS: Final = {
     "prompt_tokens_details": (
         "input_token_details",
@@ -630,37 +629,6 @@ def read_usage(usage: Mapping[str, Any]) -> ai.UsageMetadata | None:
                 details: Any = read
                 details[ours] = counts
     return read
-
-
-def add_usage(outputs: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
-    """The `llm_output` of several runs: token counts summed, the rest the last's."""
-    combined: dict[str, Any] = {}
-    total: dict[str, Any] = {}
-    for output in outputs:
-        if output is None:
-            continue  # The run was answered from a cache, or streamed.
-        combined |= {
-            key: value for key, value in output.items() if key != "retryrouter"
-        }
-        total = _sum(total, output.get("token_usage") or {})
-    return {**combined, "token_usage": total} if combined else {}
-
-
-def _sum(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers added up, at any depth; of what cannot be added, the last."""
-    total = dict(left)
-    for name, value in right.items():
-        before: Any = total.get(name)
-        if isinstance(before, dict) and isinstance(value, dict):
-            total[name] = _sum(before, value)
-        elif all(
-            type(one) in {int, float} and abs(one) < _TOO_LARGE  # True is no number.
-            for one in (before, value)
-        ):
-            total[name] = before + value
-        else:
-            total[name] = value
-    return total
 
 
 # --- content blocks -----------------------------------------------------------------

@@ -9,6 +9,7 @@ for its result no longer than the limit: `run_with_timeout` for one result,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import queue
@@ -32,6 +33,7 @@ Result: TypeAlias = tuple[R | None, BaseException | None]
 
 _ABORTED = "the stream was aborted"
 _MOST_IDLE = 64
+_SIGNALS_HEARD = 1.0  # Seconds.
 # The jobs of each idle worker. A forked process has none of its parent's threads.
 _idle: list[queue.SimpleQueue[Callable[[], object]]] = []
 if hasattr(os, "register_at_fork"):
@@ -333,8 +335,12 @@ def gather_bounded(
     try:
         for _ in range(min(len(requests), at_once)):
             aborts += [run_in_worker(work)]  # Ctrl-C ends those that there are.
-        for _ in aborts:
-            ended.get()
+        left = len(aborts)
+        while left:
+            # A signal that comes right before a wait does not interrupt it.
+            with contextlib.suppress(queue.Empty):
+                ended.get(timeout=_SIGNALS_HEARD)
+                left -= 1
     except BaseException as error:  # Such as Ctrl-C, which only this thread sees.
         errors.append(error)
         for abort in aborts:

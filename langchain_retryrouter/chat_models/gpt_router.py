@@ -69,6 +69,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Loaded late: few models are given tools.
+_TOO_LARGE: Final = 2**63  # For a sum that is to be read as a number.
 _STRUCTURED: Final = "langchain_retryrouter.chat_models._structured"
 _SENT_IF_SET: Final = (
     *("top_p", "frequency_penalty", "presence_penalty", "stop", "reasoning_effort"),
@@ -279,7 +280,16 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
     def _combine_llm_outputs(
         self, llm_outputs: list[dict[str, Any] | None], /
     ) -> dict[str, Any]:
-        return _gptrouter.messages.add_usage(llm_outputs)
+        combined: dict[str, Any] = {}
+        total: dict[str, Any] = {}
+        for output in llm_outputs:
+            if output is None:
+                continue  # The run was answered from a cache, or streamed.
+            combined |= {
+                key: value for key, value in output.items() if key != "retryrouter"
+            }
+            total = _sum(total, output.get("token_usage") or {})
+        return {**combined, "token_usage": total} if combined else {}
 
     # --- tools and structured output ---
 
@@ -670,3 +680,20 @@ class _GatewayCall:
             "gateway_timeout": self._llm.gateway_timeout,
             "gateway_max_retries": self._gateway_max_retries,
         }
+
+
+def _sum(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers added up, at any depth; of what cannot be added, the last."""
+    total = dict(left)
+    for name, value in right.items():
+        before: Any = total.get(name)
+        if isinstance(before, dict) and isinstance(value, dict):
+            total[name] = _sum(before, value)
+        elif all(
+            type(one) in {int, float} and abs(one) < _TOO_LARGE  # True is no number.
+            for one in (before, value)
+        ):
+            total[name] = before + value
+        else:
+            total[name] = value
+    return total
