@@ -33,7 +33,7 @@ Result: TypeAlias = tuple[R | None, BaseException | None]
 
 _ABORTED = "the stream was aborted"
 _MOST_IDLE = 64
-_SIGNALS_HEARD = 1.0  # Seconds.
+_SIGNALS_HEARD = 0.05  # Seconds.
 # The jobs of each idle worker. A forked process has none of its parent's threads.
 _idle: list[queue.SimpleQueue[Callable[[], object]]] = []
 if hasattr(os, "register_at_fork"):
