@@ -14,6 +14,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar, copy_context
 from functools import partial
@@ -145,12 +146,27 @@ def _outcome(work: Callable[[], R]) -> Result[R]:
         return None, error
 
 
+def _get(results: queue.SimpleQueue[T], seconds: float | None) -> T:
+    """The next of `results`, or `queue.Empty` after so many seconds.
+
+    Only the main thread hears signals, and it is not woken by one that comes right
+    before it waits, so it looks for them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return results.get(timeout=seconds)
+    ends = None if seconds is None else time.monotonic() + seconds
+    while ends is None or ends - time.monotonic() > _SIGNALS_HEARD:
+        with contextlib.suppress(queue.Empty):
+            return results.get(timeout=_SIGNALS_HEARD)
+    return results.get(timeout=max(0.0, ends - time.monotonic()))
+
+
 def _receive(results: queue.SimpleQueue[Result[Any]], seconds: float | None) -> Any:
     """What a worker thread returns or raises within so many seconds."""
     if seconds is not None:
         seconds = min(max(0.0, seconds), threading.TIMEOUT_MAX)
     try:
-        result, error = results.get(timeout=seconds)
+        result, error = _get(results, seconds)
     except queue.Empty:
         msg = f"no result within {seconds:.3g} s"
         raise TimeLimitError(msg) from None
@@ -335,12 +351,8 @@ def gather_bounded(
     try:
         for _ in range(min(len(requests), at_once)):
             aborts += [run_in_worker(work)]  # Ctrl-C ends those that there are.
-        left = len(aborts)
-        while left:
-            # A signal that comes right before a wait does not interrupt it.
-            with contextlib.suppress(queue.Empty):
-                ended.get(timeout=_SIGNALS_HEARD)
-                left -= 1
+        for _ in aborts:
+            _get(ended, None)
     except BaseException as error:  # Such as Ctrl-C, which only this thread sees.
         errors.append(error)
         for abort in aborts:

@@ -175,6 +175,31 @@ def test_ctrl_c_does_not_wait_for_requests_in_threads(step: Step) -> None:
     assert time.monotonic() - began < LONG / 2
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_signal_that_does_not_wake_its_caller_is_heard(is_stream: bool) -> None:
+    """One that another thread receives interrupts no wait; the caller looks for it."""
+    may_end = threading.Event()
+
+    def work() -> None:
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        may_end.wait(LONG)
+
+    def events() -> Generator[object, None, None]:
+        yield work()
+
+    began = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            if is_stream:
+                ThreadedStream(lambda: GeneratorSource(events())).next(LONG)
+            else:
+                run_with_timeout(LONG, work)
+    finally:
+        may_end.set()
+    assert time.monotonic() - began < LONG / 2
+
+
 @pytest.mark.parametrize("method", ["invoke", "stream"])
 @pytest.mark.parametrize("step", [Silence(LONG), Stall(1, LONG)], ids=["all", "rest"])
 def test_a_call_inside_of_an_attempt_that_is_given_up_sends_nothing_more(
