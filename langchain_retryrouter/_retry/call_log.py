@@ -269,3 +269,13 @@ def guarded(function: Callable[..., T], *args: Any) -> T | None:
     except Exception:
         logger.warning(_FAILED, exc_info=True)
         return None
+
+
+def requests_in(log: Mapping[str, Any] | None) -> int:
+    """How many requests an attempt log tells of."""
+    return sum(
+        (requests_in(line["inside"]) if line.get("inside") else 1)
+        + line.get("resent", 0)
+        for line in (log or {}).get("attempts", ())
+        if "attempt" in line
+    )

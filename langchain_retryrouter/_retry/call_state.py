@@ -22,6 +22,7 @@ from langchain_retryrouter._retry.call_log import (
     CallObserver,
     Subject,
     guarded,
+    requests_in,
 )
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.health import RouteState
@@ -464,8 +465,7 @@ class CallState(CallLog):
 
     def sent_inside(self, number: int, log: Mapping[str, Any] | None) -> None:
         """An attempt was a call with attempts of its own: each is a request."""
-        count = sum("attempt" in line for line in (log or {}).get("attempts", ()))
-        sent = self._sent_attempt(number)
+        count, sent = requests_in(log), self._sent_attempt(number)
         for one in sent.reservations if sent is not None else ():
             one.requests = max(one.requests, count)
 

@@ -608,6 +608,8 @@ class RouterCall:
             message = generation.message
             if usage := getattr(message, "usage_metadata", None):
                 attempt.facts["usage"] = dict(usage)
+            if inner := message.response_metadata.get("retryrouter"):
+                attempt.facts["inside"] = inner
             self._note(message, attempt, result.llm_output, generation.generation_info)
             self._read_headers(attempt, generation)
         route = attempt.route

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 from langchain_core.messages.utils import count_tokens_approximately
 
 from langchain_retryrouter._prices import FixedPrices, cost_of_attempt, tokens_of
-from langchain_retryrouter._retry.call_log import AttemptRecord
+from langchain_retryrouter._retry.call_log import AttemptRecord, requests_in
 from langchain_retryrouter._retry.limits import HELD_LIMITS
 from langchain_retryrouter._router.outcomes import RouteAttempt
 from langchain_retryrouter._router.preflight import ModelRequest
@@ -111,7 +111,8 @@ class CallCosts:
         prices, estimate = route.prices, None
         inside = facts.get("inside")
         # Of one request the route's own prices say more than the list of the model.
-        is_priced = isinstance(prices, FixedPrices) and route.subject.sends
+        is_once = route.subject.sends and requests_in(inside) == 1
+        is_priced = isinstance(prices, FixedPrices) and is_once
         lost = self._lost.get(record.number, 0.0)
         if inside and "cost" in inside and not is_priced:
             is_estimate = bool(inside.get("cost_is_estimate") or lost)

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.caches import InMemoryCache
+from langchain_core.language_models import SimpleChatModel
 from pydantic import SecretStr
 
 from langchain_retryrouter import (
@@ -253,6 +254,44 @@ def test_an_inner_router_hands_its_costs_on(env: Env) -> None:
     log = env.log("invoke", new_router(*routes))
     assert [line["cost"] for line in log.attempts] == [0.0, COST]
     assert env.log("invoke", new_router(*routes)).cost == COST
+
+
+class LostWithItsLoop(SimpleChatModel):
+    """A model whose first connections are of an event loop that was closed."""
+
+    lost: int
+
+    @property
+    def _llm_type(self) -> str:
+        return "lost"
+
+    def _call(self, *_: Any, **__: Any) -> str:
+        self.lost -= 1
+        if self.lost >= 0:
+            msg = "Event loop is closed"
+            raise RuntimeError(msg)
+        return "Hello"
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_a_limit_pays_all_that_was_asked_inside_of_a_route(env: Env, way: str) -> None:
+    """A rejected answer, or a request sent again, is in the log and in the limit."""
+    once, verdicts = RetryPolicy(max_retries=0), [True, False]
+    lost = env.route(model=LostWithItsLoop(lost=2))
+    two = {"accept": lambda _: verdicts.pop(), "retry_policy": once}
+    for inner in (
+        new_router(env.route("a"), env.route("b"), **two),
+        new_router(lost, retry_policy=once),
+    ):
+        requests = RateLimit(requests_per_minute=6_000, clock=FakeClock())
+        limit, before = SpendLimit(1, clock=FakeClock()), requests.available()
+        route = env.route(model=inner, rate_limit=requests)
+        log = env.log(way, new_router(route, spend_limit=limit))
+        (line,) = log.attempts
+        assert line["cost"] == line["inside"]["cost"] > 0
+        assert limit.spent == pytest.approx(log.cost)
+        sent = sum(1 + one.get("resent", 0) for one in line["inside"]["attempts"])
+        assert before["requests"] - requests.available()["requests"] == sent > 1
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])

@@ -181,20 +181,22 @@ def test_a_signal_that_does_not_wake_its_caller_is_heard(is_stream: bool) -> Non
     """One that another thread receives interrupts no wait; the caller looks for it."""
     may_end = threading.Event()
 
-    def work() -> None:
+    def work() -> object:
         signal.pthread_kill(threading.get_ident(), signal.SIGINT)
-        may_end.wait(LONG)
+        return may_end.wait(LONG)
 
     def events() -> Generator[object, None, None]:
         yield work()
 
+    def ask() -> object:
+        if not is_stream:
+            return run_with_timeout(LONG, work)
+        return ThreadedStream(lambda: GeneratorSource(events())).next(LONG)
+
     began = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
-            if is_stream:
-                ThreadedStream(lambda: GeneratorSource(events())).next(LONG)
-            else:
-                run_with_timeout(LONG, work)
+            ask()
     finally:
         may_end.set()
     assert time.monotonic() - began < LONG / 2
