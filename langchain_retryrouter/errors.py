@@ -8,7 +8,7 @@
         ├── InvalidRequestError             400, 422, …         ModelInvalidRequestError
         │   ├── ContextLengthError          too many tokens       + ContextOverflowError
         │   ├── VectorSpaceError            vectors of another model
-        │   └── ContentFilterError          refused by a content filter
+        │   └── ContentFilterError          refused by a filter      + ModelRefusalError
         ├── RateLimitError              *   429                      ModelRateLimitError
         │   └── QuotaExceededError          the quota or the money is used up
         ├── ServerError                 *   5xx                            ModelAPIError
@@ -58,7 +58,13 @@ from langchain_core.exceptions import (
 from langchain_retryrouter.failures import Failure, FailureKind
 
 if TYPE_CHECKING:
+    from langchain_core.exceptions import ModelRefusalError
     from langchain_core.messages import BaseMessage
+else:
+    try:
+        from langchain_core.exceptions import ModelRefusalError
+    except ImportError:  # Before langchain-core 1.7.5.
+        ModelRefusalError = ModelError
 
 __all__ = [
     "APIConnectionError",
@@ -185,7 +191,7 @@ class ContextLengthError(InvalidRequestError, ContextOverflowError):
     kind = FailureKind.CONTEXT_OVERFLOW
 
 
-class ContentFilterError(InvalidRequestError):
+class ContentFilterError(InvalidRequestError, ModelRefusalError):
     """A content filter refused the prompt or the answer."""
 
     kind = FailureKind.CONTENT_FILTER

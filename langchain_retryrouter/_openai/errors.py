@@ -9,7 +9,8 @@ removed from what it says: servers and HTTP libraries quote headers.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any, Final, Self
 
 import openai
@@ -59,23 +60,28 @@ OPENAI_ERRORS: Final[errors.ErrorFamily] = {
         (errors.CircuitOpenError, openai.APIConnectionError),
     )
 }
+# Where the SDK's class for the status is another one than that for the kind.
 _LATE: Final = _sdk_error(
     errors.APITimeoutError,
     _SDKFacts,
     openai.InternalServerError,
     name="StatusTimeoutError",
 )
-# Where the SDK's class for the status is another one than that for the kind.
-_BY_STATUS: Final[Mapping[tuple[int | None, FailureKind], type[RetryRouterError]]] = {
-    (408, FailureKind.TIMEOUT): _LATE,
-    (422, FailureKind.INVALID_REQUEST): _sdk_error(
-        errors.InvalidRequestError,
-        _SDKFacts,
-        openai.UnprocessableEntityError,
-        name="UnprocessableEntityError",
-    ),
-    (504, FailureKind.TIMEOUT): _LATE,
-}
+_UNPROCESSABLE: Final = _sdk_error(
+    errors.InvalidRequestError,
+    _SDKFacts,
+    openai.UnprocessableEntityError,
+    name="UnprocessableEntityError",
+)
+
+
+def _classes_for(report: reports.ErrorReport) -> errors.ErrorFamily:
+    status = report.status_code or 0
+    if report.kind is FailureKind.TIMEOUT and status >= HTTPStatus.BAD_REQUEST:
+        return {report.kind: _LATE}
+    if report.kind is FailureKind.INVALID_REQUEST and status == HTTPStatus.UNPROCESSABLE_ENTITY:
+        return {report.kind: _UNPROCESSABLE}
+    return OPENAI_ERRORS
 
 
 class TypedErrors:
@@ -130,8 +136,7 @@ class TypedErrors:
         report = reports.read_exception(error, unix_time=self._unix_time())
         if report is None:
             return None
-        cls = _BY_STATUS.get((report.status_code, report.kind))
-        typed = report.to_error(OPENAI_ERRORS if cls is None else {report.kind: cls})
+        typed = report.to_error(_classes_for(report))
         for name in ("request", "response", "param", "type"):
             if (value := reports.safe_getattr(error, name)) is not None:
                 setattr(typed, name, value)

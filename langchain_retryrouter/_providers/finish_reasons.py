@@ -229,12 +229,17 @@ def has_answer(message: BaseMessage) -> bool:
     ):
         return True
     return not isinstance(content, str) and any(
-        bool(block.strip())
-        if isinstance(block, str)
-        else block.get("type") not in _THOUGHTS
-        and _holds({**block, "text": str(block.get("text") or "").strip()})
+        bool(block.strip()) if isinstance(block, str) else _is_content(block)
         for block in content
     )
+
+
+def _is_content(block: dict[Any, Any]) -> bool:
+    """Whether a block is more than a thought; signatures and citations are not."""
+    kind, text = block.get("type"), str(block.get("text") or "").strip()
+    if kind == "text":
+        return bool(text)
+    return kind not in _THOUGHTS and _holds({**block, "text": text})
 
 
 def _holds(block: str | dict[Any, Any]) -> bool:
@@ -297,6 +302,7 @@ def _check_whole(
             if is_short:
                 raise LengthLimitError(msg)
             raise MalformedResponseError(msg, code="invalid_tool_call")
-    if is_empty and not is_short:
+    # One that began with a stop sequence is empty, and whole.
+    if is_empty and not is_short and (reason or "").lower() != "stop_sequence":
         msg = "the answer is empty: no text and no tool call"
         raise MalformedResponseError(msg, code="empty")

@@ -134,6 +134,21 @@ def _is_plain(message: BaseMessage) -> bool:
     )
 
 
+def _of_its_version(message: BaseMessage) -> BaseMessage:
+    """A message that says its content is standard blocks only where it is.
+
+    LangChain streams say so of text, and a reader that believes it finds no block.
+    """
+    metadata, content = message.response_metadata, message.content
+    if metadata.get("output_version") != "v1" or (
+        not isinstance(content, str)
+        and all(isinstance(block, dict) and "type" in block for block in content)
+    ):
+        return message
+    kept = {name: one for name, one in metadata.items() if name != "output_version"}
+    return message.model_copy(update={"response_metadata": kept})
+
+
 def _is_own(
     message: AIMessage, reader: Reader, authors: Mapping[str, Reader]
 ) -> bool | None:
@@ -171,7 +186,7 @@ class _Fitting:
         if _is_plain(message):
             self.fitted.append(message)
             return
-        message = self._with_name(message)
+        message = self._with_name(_of_its_version(message))
         if isinstance(message, AIMessage):
             is_own = _is_own(message, self._model, self._authors)
             answer = self._fit_answer(self._modern(message), is_own=is_own)

@@ -260,6 +260,8 @@ class Integration:
         strict_with_format: Whether tools must be strict if a `response_format` is bound
             with them, but not in the Responses API. Old versions of langchain-openai
             leave that to LangChain's agents.
+        no_format_with_tools: A pattern of the models that refuse tools beside a format
+            for the answer (Google's and Groq's documentation of structured output).
         prefill: A pattern of the models that continue a last message of the assistant.
         prefill_kwargs: What such a message needs in its `additional_kwargs`.
     """
@@ -276,6 +278,7 @@ class Integration:
     ignores_choice: bool = False
     limits_calls: bool = True
     strict_with_format: bool = False
+    no_format_with_tools: str = ""
     prefill: str = ""
     prefill_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -285,6 +288,9 @@ _CLAUDE: Final = (
     r"claude-(?:instant|v?[1-3](?!\d)|(?:opus|sonnet|haiku)-[34]"
     r"(?:[-.@](?:[0-5](?!\d)|20\d{6})|(?![-.@\d])))"
 )
+
+# Before Gemini 3, a function call with a response MIME type is a 400.
+_GEMINI: Final = r"gemini(?!-[3-9])"
 
 INTEGRATIONS: Final[Mapping[str, Integration]] = {
     # Our own models raise by themselves where an end is missing.
@@ -298,15 +304,20 @@ INTEGRATIONS: Final[Mapping[str, Integration]] = {
     "langchain_anthropic": Integration(
         _rebuild, choices={"none": {"type": "none"}}, prefill=_CLAUDE
     ),
-    "langchain_groq": Integration(_rebuild, prefill=r"(?i)llama"),
+    "langchain_groq": Integration(
+        _rebuild, no_format_with_tools=".", prefill=r"(?i)llama"
+    ),
     # The number counts attempts here.
     "langchain_mistralai": Integration(
         _copy_field, sends_once=(0, 1), prefill=".", prefill_kwargs={"prefix": True}
     ),
     "langchain_google_genai": Integration(
-        _copy_field, sends_once=(0, 1), limits_calls=False
+        _copy_field,
+        sends_once=(0, 1),
+        limits_calls=False,
+        no_format_with_tools=_GEMINI,
     ),
-    "langchain_google_vertexai": Integration(_copy_field),
+    "langchain_google_vertexai": Integration(_copy_field, no_format_with_tools=_GEMINI),
     "langchain_fireworks": Integration(_copy_field, sends_once=(0, None)),
     "langchain_aws": Integration(
         _boto,
@@ -532,9 +543,17 @@ def _plain(value: Any) -> Any:
 def prefill_of(model: BaseChatModel) -> Mapping[str, Any] | None:
     """The `additional_kwargs` of a message to be continued; None if it would not be."""
     facts = integration_of(model)
+    return facts.prefill_kwargs if _is_named(model, facts.prefill) else None
+
+
+def takes_format_with_tools(model: BaseChatModel) -> bool:
+    """Whether one request may have tools and a format for the answer."""
+    return not _is_named(model, integration_of(model).no_format_with_tools)
+
+
+def _is_named(model: BaseChatModel, pattern: str) -> bool:
     name = str(tracing_params(model).get("ls_model_name") or "")
-    takes = facts.prefill and re.search(facts.prefill, name)
-    return facts.prefill_kwargs if takes else None
+    return bool(pattern and re.search(pattern, name))
 
 
 def reports_finish_reason(model: BaseChatModel, method: Method) -> bool:

@@ -78,7 +78,7 @@ from langchain_retryrouter._router.preflight import (
     conversation_of,
     skipped_routes,
 )
-from langchain_retryrouter._router.route import rate_limits_of
+from langchain_retryrouter._router.route import in_blocks, rate_limits_of
 from langchain_retryrouter._router.setup import FailoverRule, RouterFields, RouterMemory
 from langchain_retryrouter.errors import BASE_ERRORS, LengthLimitError, RetryRouterError
 from langchain_retryrouter.failures import FAILURE_ACTIONS, FailureAction, FailureKind
@@ -111,7 +111,8 @@ _MISSES_ITEM: Final = re.compile(r"(?i)\b(?:response|item|container|file)s?\b")
 _MOST_BLOCKS: Final = 1000  # Of one answer.
 # Of a 400 that is about the way in which JSON was asked for.
 _ABOUT_FORMAT: Final = re.compile(
-    r"schema|response.?format|output.?(?:config|format)|structured.?output",
+    r"schema|response.?(?:format|mime)|output.?(?:config|format)"
+    r"|structured.?output|json.?mode",
     re.IGNORECASE,
 )
 
@@ -239,6 +240,8 @@ class RouterCall:
         self._interrupted: RetryRouterError | None = None
         self._delivered = ""
         self._has_delivered = False
+        self._is_in_blocks = False  # As the attempt that delivers first has them.
+        self._block = (-1, "")  # The last one's index and type.
         self._said_more_than_text = False
         self._passes = 0  # How often the stream broke off and was taken up again.
         self._authors = {route.name: route.reader for route in routes}
@@ -378,7 +381,12 @@ class RouterCall:
 
     def passed_on(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk:
         """A chunk without what only the router may say: the log, and which is last."""
-        self._has_delivered = True
+        if not self._has_delivered:
+            self._has_delivered = True
+            route = self._routes[self._state.position]
+            self._is_in_blocks = route.model.output_version == "v1"
+        if self._is_in_blocks:
+            self._to_blocks(chunk)
         message = chunk.message
         info = chunk.generation_info
         usage = getattr(message, "usage_metadata", None)
@@ -405,6 +413,16 @@ class RouterCall:
                 elif index is not None:
                     block["index"] = f"{index}-{self._passes}"
         return chunk
+
+    def _to_blocks(self, chunk: ChatGenerationChunk) -> None:
+        """Give a chunk standard blocks with an index, as LangChain does for a model."""
+        chunk.message = in_blocks(chunk.message)
+        blocks: Any = chunk.message.content
+        for block in blocks:
+            index, kind = self._block
+            if block["type"] != kind:
+                self._block = index, kind = index + 1, block["type"]
+            block.setdefault("index", index)
 
     def last_chunk(self) -> ChatGenerationChunk:
         """The router's own last chunk, with the attempt log."""
@@ -667,9 +685,10 @@ class RouterCall:
         if info is None:
             return ()
         if attempt.prefix is not None:
-            if not attempt.prefix.strip(chunk):
+            new = attempt.prefix.strip(chunk)
+            if new is None:
                 return ()
-            info = info._replace(text=chunk.text)
+            chunk, info = new, info._replace(text=new.text)
         if self._needs_whole:
             info = info._replace(is_end=False)  # Its judges have the last word.
         event = StreamEvent(chunk, info)
@@ -691,9 +710,13 @@ class RouterCall:
         if check.reason is not None:
             attempt.route.learn_reason("stream")
         events = [*self._released(check), StreamEvent(None, info)]
+        if attempt.prefix is not None and attempt.prefix.facts is not None:
+            events.insert(0, StreamEvent(attempt.prefix.facts, ChunkInfo()))
         if not self._needs_whole:
             return events, []
         whole = whole_message(attempt.chunks)
+        if attempt.route.model.output_version == "v1":
+            whole = in_blocks(whole)
         self._note(whole, attempt)
         return events, [(whole, check.reason)]
 

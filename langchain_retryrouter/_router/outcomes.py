@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from langchain_core.messages import (
     AIMessage,
+    AIMessageChunk,
     BaseMessage,
     HumanMessage,
     ToolMessage,
@@ -201,27 +202,44 @@ class PrefixFilter:
 
     def __init__(self, delivered: str, *, is_optional: bool = False) -> None:
         """After `delivered`; with `is_optional` the answer may begin behind it, too."""
+        self.facts: ChatGenerationChunk | None = None
         self._missing = delivered
         self._taken = ""
         self._is_optional = is_optional
 
-    def strip(self, chunk: ChatGenerationChunk) -> bool:
-        """Take the known text out of `chunk`; whether anything new is left."""
-        text = chunk.text
-        if not self._missing or not text:
-            return not self._missing
+    def strip(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk | None:
+        """What of `chunk` is new, if anything, with the `facts` of those before it."""
+        if self._missing:
+            rest = self._rest_of(chunk.text)
+            chunk.message.content = chunk.text = rest
+            if not rest:
+                self._keep_facts(chunk)
+                return None
+        if self.facts is not None:
+            chunk, self.facts = self.facts + chunk, None
+        return chunk
+
+    def _rest_of(self, text: str) -> str:
         common = min(len(text), len(self._missing))
         if text[:common] == self._missing[:common]:
             self._missing = self._missing[common:]
             self._taken += text[:common]
-            rest = text[common:]
-        elif self._is_optional:  # It began behind the text that it seemed to repeat.
-            self._missing, rest = "", self._taken + text
-        else:
+            return text[common:]
+        if not self._is_optional:
             raise self._another_answer()
-        chunk.message.content = rest
-        chunk.text = rest
-        return bool(rest)
+        self._missing = ""  # It began behind the text that it seemed to repeat.
+        return self._taken + text
+
+    def _keep_facts(self, chunk: ChatGenerationChunk) -> None:
+        """Keep what a known chunk says of the answer, such as its usage."""
+        message, info = chunk.message, chunk.generation_info
+        facts = AIMessageChunk(
+            content="",
+            response_metadata=message.response_metadata,
+            usage_metadata=getattr(message, "usage_metadata", None),
+        )
+        one = ChatGenerationChunk(message=facts, generation_info=info)
+        self.facts = one if self.facts is None else self.facts + one
 
     def end(self) -> None:
         """The second answer is over, which is an error if it is shorter."""

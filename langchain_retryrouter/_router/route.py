@@ -25,7 +25,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Final, Self, TypeAlias, cast
+from typing import Any, Final, Self, TypeAlias, TypeVar, cast
 
 from langchain_core.caches import BaseCache
 from langchain_core.globals import get_llm_cache
@@ -91,6 +91,7 @@ _CALLBACKS_WARNING: Final = (
     "has callbacks, which are not called, since the run that handlers see is the"
     " router's: give them to the router"
 )
+_M = TypeVar("_M", bound=BaseMessage)
 _ADDRESSES: Final = (
     *("openai_api_base", "azure_endpoint", "gpt_router_api_base", "base_url"),
     *("anthropic_api_url", "endpoint_url", "region_name", "location", "api_base"),
@@ -679,13 +680,9 @@ class Route(Serializable):
 
     def _convert(self, result: ChatResult) -> None:
         """Give standard content blocks where the model has `output_version="v1"`."""
-        if self.model.output_version != "v1":
-            return
-        for generation in result.generations:
-            message = generation.message
-            blocks = cast("list[str | dict[str, Any]]", message.content_blocks)
-            message.content = blocks
-            message.response_metadata["output_version"] = "v1"
+        if self.model.output_version == "v1":
+            for generation in result.generations:
+                generation.message = in_blocks(generation.message)
 
     def _cache_entry(
         self, messages: list[BaseMessage], options: dict[str, Any]
@@ -697,6 +694,20 @@ class Route(Serializable):
             return None
         prompt = dumps([m.model_copy(update={"id": None}) for m in messages])
         return cache, prompt, dumps([self.identity, options])
+
+
+def in_blocks(message: _M) -> _M:
+    """A message whose content is LangChain's standard blocks, as of a v1 model."""
+    metadata = message.response_metadata
+    if isinstance(message.content, str) and "output_version" in metadata:
+        # Some integrations say so of text, and LangChain would not translate it.
+        metadata = {k: v for k, v in metadata.items() if k != "output_version"}
+        message = message.model_copy(update={"response_metadata": metadata})
+    update = {
+        "content": message.content_blocks,
+        "response_metadata": {**metadata, "output_version": "v1"},
+    }
+    return message.model_copy(update=update)
 
 
 def rate_limits_of(route: Any) -> list[RateLimit]:

@@ -13,6 +13,7 @@ import copy
 import functools
 import importlib
 import os
+import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
@@ -46,6 +47,7 @@ from langchain_retryrouter._providers.integrations import (
     name_of_tool,
     names_of_keys,
     read_tool_choice,
+    takes_format_with_tools,
     tracing_params,
 )
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
@@ -596,8 +598,29 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
 
     # --- what LangChain asks ---
 
+    def configurable_fields(self, **kwargs: Any) -> Any:
+        """See `RunnableSerializable.configurable_fields`.
+
+        Warns:
+            UserWarning: Without a `store`, calls that configure a field know nothing of
+                each other.
+        """
+        if self.store is None:
+            text = (
+                "LangChain makes a new router for each call that configures a field,"
+                " with breakers that know nothing of other calls: give the router"
+                " store=MemoryStore(), or configure the fields of its routes' models"
+            )
+            warnings.warn(text, UserWarning, stacklevel=2)
+        return super().configurable_fields(**kwargs)
+
     def _resolve_model_profile(self) -> ModelProfile | None:
-        return preflight.common_profile([route.model.profile for route in self.routes])
+        models = [route.model for route in self.routes]
+        profile = preflight.common_profile([model.profile for model in models])
+        if profile is not None and not all(map(takes_format_with_tools, models)):
+            # LangChain's agents would ask for the format beside their tools.
+            profile.pop("structured_output", None)
+        return profile
 
     def get_token_ids(self, text: str) -> list[int]:
         """The ids of the tokens of `text`, as the first route that can counts them.

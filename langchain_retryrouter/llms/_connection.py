@@ -181,7 +181,8 @@ class OpenAIConnection(RetriedModel, BaseLLM):
             # Begins with the words of langchain-community, which users filter by.
             warn(
                 f"{name} is not default parameter of {cls.__name__}: it was moved to"
-                " model_kwargs, and is sent as it is. Is that what you intended?"
+                " model_kwargs, for which the SDK's `create` must know it. What only a"
+                f" server knows is given as extra_body={{{name!r}: ...}}."
             )
             extra[name] = values[name]
         for name in extra.keys() & fields:

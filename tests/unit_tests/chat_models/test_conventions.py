@@ -30,6 +30,7 @@ from langchain_retryrouter import (
     StreamInterruptedError,
     UnavailableError,
 )
+from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.testing import Answer, Cut, FaultyGateway, Reset, Status
 from tests.support.models import gpt_router
 from tests.support.rule_responder import RuleResponder
@@ -223,8 +224,12 @@ def test_a_routes_limiter_is_asked_before_each_of_its_attempts(
 def test_a_field_can_be_configured_for_a_call(
     env: Env, new_router: NewRouter, primary: FaultyGateway
 ) -> None:
-    """`configurable_fields` hands a call another policy."""
-    router = new_router().configurable_fields(retry_policy=ConfigurableField("policy"))
+    """`configurable_fields` hands a call another policy; a store keeps breakers."""
+    field = ConfigurableField("policy")
+    with pytest.warns(UserWarning, match=r"store=MemoryStore\(\)"):
+        new_router().configurable_fields(retry_policy=field)
+    shared = new_router(store=MemoryStore())
+    router = shared.configurable_fields(retry_policy=field)
 
     once = {"configurable": {"policy": RetryPolicy(max_retries=0)}}
     answer = env.invoke(router, "hi", once)
@@ -289,12 +294,17 @@ def test_what_is_not_streamed_is_one_answer(
         assert streamed == [has_tools] * 3
 
 
+@pytest.mark.parametrize("where", ["router", "routes"])
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_content_can_be_asked_for_in_blocks(
-    env: Env, new_router: NewRouter, way: str
+    env: Env, new_router: NewRouter, primary: FaultyGateway, way: str, where: str
 ) -> None:
-    """With `output_version="v1"` a router's content is standard blocks."""
-    answer = env.message(way, new_router(output_version="v1"))
+    """With `output_version="v1"` a router's, or its routes', content is blocks."""
+    fields: dict[str, Any] = {"output_version": "v1"}
+    if where == "routes":
+        models = (primary, GPT_4), (env.gateway, OTHER)
+        fields = {"routes": [model_at(*one, **fields) for one in models]}
+    answer = env.message(way, new_router(**fields))
 
     (block,) = answer.content
     assert (block["type"], block["text"]) == ("text", "You said: hi")

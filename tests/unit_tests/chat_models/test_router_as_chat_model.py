@@ -88,6 +88,28 @@ def test_a_router_can_do_what_all_its_routes_can(
     assert own.profile == {"max_input_tokens": 7}
 
 
+@pytest.mark.parametrize(
+    ("package", "name", "claims_it"),
+    [
+        ("langchain_google_genai", "gemini-2.5-pro", False),
+        ("langchain_google_vertexai", "gemini-flash-latest", False),
+        ("langchain_google_genai", "gemini-3-pro-preview", True),
+        ("langchain_groq", "openai/gpt-oss-120b", False),
+        ("langchain_mistralai", "mistral-large-latest", True),
+    ],
+)
+def test_agents_do_not_ask_for_a_format_beside_tools_that_refuse_it(
+    package: str, name: str, *, claims_it: bool
+) -> None:
+    """LangChain's agents would, since the profile claims it; then they use a tool."""
+    facts = {"__module__": f"{package}.chat_models", "__annotations__": {"model": str}}
+    cls = type("ChatModelOfATest", (FakeListChatModel,), facts)
+    profile = {"structured_output": True, "tool_calling": True}
+    model = cls(responses=["a"], model=name, profile=profile)
+    router = RetryRouter(routes=[model, fake(profile)])
+    assert ("structured_output" in (router.profile or {})) == claims_it
+
+
 # --- tokens ---
 
 

@@ -65,6 +65,8 @@ def test_old_except_clauses_work(kind: FailureKind) -> None:
     }
     if kind is K.CONTEXT_OVERFLOW:
         caught_as[BASE_ERRORS[kind]].append(langchain.ContextOverflowError)
+    if kind is K.CONTENT_FILTER and hasattr(langchain, "ModelRefusalError"):
+        caught_as[BASE_ERRORS[kind]].append(langchain.ModelRefusalError)
     for cls, classes in caught_as.items():
         assert issubclass(cls, BASE_ERRORS[kind])
         assert cls.kind is kind

@@ -81,6 +81,7 @@ OF_STATUS = {
     408: ("OpenAIStatusTimeoutError", openai.InternalServerError),
     422: ("OpenAIUnprocessableEntityError", openai.UnprocessableEntityError),
     504: ("OpenAIStatusTimeoutError", openai.InternalServerError),
+    524: ("OpenAIStatusTimeoutError", openai.InternalServerError),
 }
 
 

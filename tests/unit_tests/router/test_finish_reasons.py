@@ -138,6 +138,22 @@ def test_every_name_of_a_finish_reason_is_known(
     assert text_of(way, router) == ("Hi" if facts in NAMED else "the backup")
 
 
+SIGNED = {"type": "text", "text": "", "extras": {"signature": "c2ln"}}
+CITING = {"type": "text", "text": " ", "annotations": [{"url": "a"}]}
+
+
+@every_way
+@pytest.mark.parametrize("content", ["", [], " \n", [SIGNED], [CITING]], ids=str)
+@pytest.mark.parametrize("reason", ["stop", "end_turn", "stop_sequence"])
+def test_only_a_stop_sequence_makes_an_empty_answer_whole(
+    way: Way, content: Any, reason: str
+) -> None:
+    """Signatures, citations and white space are no answer."""
+    empty = Scripted(chunks=[chunk(content, {"stop_reason": reason})])
+    text = text_of(way, router_of(empty, BACKUP))
+    assert text.strip() == ("" if reason == "stop_sequence" else "the backup")
+
+
 REFUSALS: list[dict[str, Any]] = [
     {"finish_reason": "content_filter"},
     {"finish_reason": "SAFETY"},
@@ -511,6 +527,53 @@ def test_the_metadata_is_that_of_the_attempt_that_ended(way: Way) -> None:
     assert (metadata["model_name"], metadata["stop_reason"]) == ("m-2", "end_turn")
     assert metadata["model_provider"] == "openai"
     assert metadata["retryrouter"]["attempts"][1]["continued_at"] == 4
+
+
+@streaming
+def test_what_was_already_delivered_brings_its_facts(way: Way) -> None:
+    """The name and the usage are kept of chunks whose text the caller has."""
+    usage = {"input_tokens": 9, "output_tokens": 2, "total_tokens": 11}
+    begin = chunk("", {"model_name": "m-2"}, usage_metadata=usage)
+    first = Scripted(chunks=[chunk("one ")], breaks=True)
+    second = Scripted(chunks=[begin, chunk("one "), chunk("two", STOP)])
+
+    answer = message_of(way, router_of(first, second, stream_recovery="continue"))
+
+    assert answer.text == "one two"
+    assert answer.response_metadata["model_name"] == "m-2"
+    assert answer.usage_metadata == usage
+
+
+CITED = {"type": "text", "citations": [{"cited_text": "a"}], "index": 0}
+
+
+@streaming
+def test_a_cited_text_is_continued(way: Way) -> None:
+    """A citation is no content of its own, and no reason to give a stream up."""
+    said = [{"type": "text", "text": "one ", "index": 0}]
+    first = Scripted(chunks=[chunk(said), chunk([CITED])], breaks=True)
+    second = Scripted(chunks=[chunk("one two", STOP)])
+
+    answer = message_of(way, router_of(first, second, stream_recovery="continue"))
+
+    assert answer.text == "one two"
+
+
+@streaming
+@pytest.mark.parametrize("order", [("v1", "v0"), ("v0", "v1")], ids="-".join)
+def test_a_stream_has_one_version_of_content(way: Way, order: tuple[str, str]) -> None:
+    """What continues it comes in the form in which it began."""
+    first = Scripted(chunks=[chunk("one ")], breaks=True, output_version=order[0])
+    last = chunk("one two", {**STOP, "output_version": "v1"})
+    second = Scripted(chunks=[last], output_version=order[1])
+
+    answer = message_of(way, router_of(first, second, stream_recovery="continue"))
+
+    assert answer.text == "one two"
+    assert {block["type"] for block in answer.content_blocks} == {"text"}
+    version = answer.response_metadata.get("output_version")
+    assert version == ("v1" if order[0] == "v1" else None)
+    assert isinstance(answer.content, list) == (version == "v1")
 
 
 # --- which models take a prefill ---

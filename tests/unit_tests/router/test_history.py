@@ -135,6 +135,18 @@ def test_what_another_provider_reads_of_an_answer(row: Any) -> None:
     assert " ".join(told) == left_out
 
 
+@pytest.mark.parametrize("author", ["openai", "anthropic", None])
+@pytest.mark.parametrize("content", ["Hello.", ["Hello."]])
+def test_text_is_not_called_standard_blocks(author: str | None, content: Any) -> None:
+    """A reader that believes it would send an empty message; streams say so of text."""
+    message = answer(content, author, output_version="v1")
+    [fitted], left_out = fit_history([message], "openai")
+    assert "output_version" not in fitted.response_metadata
+    assert (fitted.text, left_out) == (message.text, ())
+    blocks = answer([TEXT], author, output_version="v1")
+    assert fit_history([blocks], "openai")[0] == [blocks]
+
+
 @pytest.mark.parametrize(
     ("message", "provider"),
     [
