@@ -16,7 +16,15 @@ import contextlib
 import copy
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+import os
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,12 +43,14 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import RunnableConfig, ensure_config
+from langchain_core.runnables.config import get_config_list
 from langchain_core.tracers.base import AsyncBaseTracer, BaseTracer
 from langchain_core.utils.uuid import uuid7
 from pydantic import Field
 
 from langchain_retryrouter._retry.call_log import AttemptRecord, CallObserver
 from langchain_retryrouter._retry.call_state import CallState
+from langchain_retryrouter._retry.timeouts import gather_bounded, run_bounded
 from langchain_retryrouter.errors import BASE_ERRORS
 
 if TYPE_CHECKING:
@@ -289,6 +299,60 @@ class RetryVisibleChatModel(BaseChatModel):
                 yield _as_chunk(first)
                 async for chunk in chunks:
                     yield chunk
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """The answers; see `Runnable.batch`. After Ctrl-C nothing more is sent."""
+        asked = self._asked(inputs, config, kwargs, return_exceptions=return_exceptions)
+        return gather_bounded(*asked)
+
+    def batch_as_completed(
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> Iterator[tuple[int, Any]]:
+        """The answers with their places; see `Runnable.batch_as_completed`."""
+        asked = self._asked(inputs, config, kwargs, return_exceptions=return_exceptions)
+        failed: BaseException | None = None
+        for place, (answer, error) in run_bounded(*asked):
+            failed = failed or error
+            if failed is None:
+                yield place, answer
+        if failed is not None:
+            raise failed
+
+    def _asked(
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: RunnableConfig | Sequence[RunnableConfig] | None,
+        options: dict[str, Any],
+        *,
+        return_exceptions: bool,
+    ) -> tuple[Callable[[Any], Any], list[Any], int]:
+        """How a batch is sent: each request, in which form, and how many at once."""
+
+        def send(request: tuple[LanguageModelInput, RunnableConfig]) -> Any:
+            try:
+                return self.invoke(*request, **options)
+            except Exception as error:
+                if return_exceptions:
+                    return error
+                raise
+
+        configs = get_config_list(config, len(inputs))
+        requests = list(zip(inputs, configs, strict=True))
+        most = configs[0].get("max_concurrency") if configs else None
+        # As many as the pools of `concurrent.futures`, which LangChain uses, have.
+        return send, requests, most or min(32, (os.cpu_count() or 1) + 4)
 
     def _should_stream(
         self,

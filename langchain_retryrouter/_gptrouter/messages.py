@@ -8,6 +8,7 @@ content blocks of our messages.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
@@ -35,10 +36,12 @@ from langchain_core.output_parsers.openai_tools import (
     parse_tool_call,
 )
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.utils.json import parse_partial_json
 
 from langchain_retryrouter import _json
 from langchain_retryrouter._gptrouter import protocol
 from langchain_retryrouter.errors import UnsupportedOptionError
+from langchain_retryrouter.failures import FailureKind
 
 PROVIDER: Final = "gptrouter"
 """The `model_provider` of our messages."""
@@ -240,7 +243,7 @@ _TEXT_KEYS: Final = frozenset({"text", "finish_reason"})
 
 
 def read_result(
-    response: GenerationResponse, providers: Mapping[str, str]
+    response: GenerationResponse, providers: Mapping[str, str | None]
 ) -> ChatResult:
     """A whole answer as LangChain's result.
 
@@ -288,7 +291,7 @@ class ChunkReader:
     message that the same answer in one piece is read as.
     """
 
-    def __init__(self, providers: Mapping[str, str]) -> None:
+    def __init__(self, providers: Mapping[str, str | None]) -> None:
         self._providers = providers
         self._calls, self._function = CallReader(), CallReader()
         self._citations: list[Any] = []
@@ -452,7 +455,7 @@ def _new(known: list[Any], further: Any) -> list[Any]:
 
 def _served_by(
     model: Any,
-    providers: Mapping[str, str],
+    providers: Mapping[str, str | None],
     attempt_log: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The names of the model and the provider that answered.
@@ -530,6 +533,21 @@ class CallReader:
             _call(call["id"], call["name"] or "", call["args"])
             for _, call in self._calls
         ]
+
+    def check(self, finish_reason: str | None) -> None:
+        """Raise if the arguments of a call were cut: LangChain would complete them."""
+        for call in self.whole():
+            _, invalid = parse_calls([call])
+            completed = None
+            with contextlib.suppress(ValueError, RecursionError):
+                completed = parse_partial_json(call["function"]["arguments"])
+            if not invalid or not isinstance(completed, dict):
+                continue
+            is_short = (finish_reason or "").lower() in {"length", "max_tokens"}
+            kind = FailureKind.LENGTH if is_short else FailureKind.MALFORMED
+            name, error = invalid[0]["name"], invalid[0]["error"]
+            msg = f"the arguments of {name} are not whole: {error}"
+            raise protocol.GPT_ROUTER_ERRORS[kind](msg, code="invalid_tool_call")
 
     def _read(self, piece: Mapping[str, Any]) -> ToolCallChunk | None:
         index: int | None = piece.get("index")

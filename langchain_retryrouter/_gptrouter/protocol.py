@@ -803,28 +803,34 @@ _OPAQUE: Final = (500, {"error": "Something went wrong"})
 
 def read_error_event(event: Mapping[str, Any]) -> RetryRouterError:
     """The error that an `error` event reports, classified by its message."""
-    report = provider_errors.read_event(dict(event), "error")
-    message = event.get("message")
+    text = "the gateway reported an error without a message"
+    read = functools.partial(
+        provider_errors.read_response,
+        headers=(),
+        body=dict(event),
+        fallback=text,
+        unix_time=SYSTEM_CLOCK.time(),
+    )
+    report, message = read(None), event.get("message")
     if not isinstance(message, str):
-        message = "the gateway reported an error without a message"
-        if report is not None and event.get("error"):
-            message = report.message
-    words = message.lower()
-    known = (row[1:] for row in _MESSAGES if re.match(row[0], words))
-    kind, may_have_run = next(known, (None, True))
+        message = report.message
     # The gateway puts its provider's status before the message.
     status = _LEADING_STATUS.match(message)
     status_code = int(status[1]) if status else None
-    if kind is None and status_code is not None:
-        kind = provider_errors.read_response(status_code, (), event, unix_time=0.0).kind
-    kind = kind or (report.kind if report else FailureKind.SERVER_ERROR)
-    return GPT_ROUTER_ERRORS[kind](
-        message,
+    if status_code is not None:
+        report = read(status_code)
+    words = message.lower()
+    known = (row[1:] for row in _MESSAGES if re.match(row[0], words))
+    kind, may_have_run = next(known, (report.kind, True))
+    report = report._replace(
+        kind=kind,
+        message=message,
         status_code=status_code,
         body=dict(event),
         may_have_run=may_have_run,
-        should_retry=False if words.startswith(_NO_MODELS) else None,
+        should_retry=False if words.startswith(_NO_MODELS) else report.should_retry,
     )
+    return report.to_error(GPT_ROUTER_ERRORS)
 
 
 def raise_no_stream(

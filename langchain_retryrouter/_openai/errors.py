@@ -76,11 +76,12 @@ _UNPROCESSABLE: Final = _sdk_error(
 
 
 def _classes_for(report: reports.ErrorReport) -> errors.ErrorFamily:
-    status = report.status_code or 0
-    if report.kind is FailureKind.TIMEOUT and status >= HTTPStatus.BAD_REQUEST:
-        return {report.kind: _LATE}
-    if report.kind is FailureKind.INVALID_REQUEST and status == HTTPStatus.UNPROCESSABLE_ENTITY:
-        return {report.kind: _UNPROCESSABLE}
+    kind, status = report.kind, report.status_code or 0
+    if kind is FailureKind.TIMEOUT and status >= HTTPStatus.BAD_REQUEST:
+        return {kind: _LATE}
+    is_unprocessable = status == HTTPStatus.UNPROCESSABLE_ENTITY
+    if kind is FailureKind.INVALID_REQUEST and is_unprocessable:
+        return {kind: _UNPROCESSABLE}
     return OPENAI_ERRORS
 
 

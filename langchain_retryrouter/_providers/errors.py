@@ -26,6 +26,7 @@ from langchain_retryrouter._http import (
     drop_request_headers,
     read_transport_error,
 )
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.retry_after import read_advice, read_wait
 from langchain_retryrouter._secrets import (
     MASK,
@@ -156,7 +157,8 @@ def read_event(data: Any, event: str = "message") -> ErrorReport | None:
     """
     body = _parsed(data)
     if event == "error" or _is_error(body):
-        return read_response(None, {}, body, "the provider reported an error")
+        text, now = "the provider reported an error", SYSTEM_CLOCK.time()
+        return read_response(None, {}, body, text, unix_time=now)
     return None
 
 

@@ -110,7 +110,10 @@ class StreamMonitor(Generic[E]):
 
     def see(self, event: E) -> None:
         """Take note of an event about to be handed over."""
-        chunk = self._classify_chunk(event)
+        try:
+            chunk = self._classify_chunk(event)
+        except RetryRouterError as error:
+            self._raise(error)
         if chunk.text:
             self._text.append(chunk.text)
         if chunk.is_token:

@@ -10,12 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+    Sequence,
+)
 from contextvars import ContextVar, copy_context
 from functools import partial
 from types import TracebackType
@@ -323,41 +331,56 @@ Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
 
+def run_bounded(
+    send: Callable[[Request], Answer], requests: Sequence[Request], at_once: int
+) -> Generator[tuple[int, Result[Answer]], None, None]:
+    """The place and the result of each request as it comes; `send` runs in threads.
+
+    After an error nothing more is sent. After Ctrl-C, or if the rest is not wanted, the
+    requests under way are given up.
+    """
+    places = iter(range(len(requests)))
+    ended: queue.SimpleQueue[tuple[int, Result[Answer]]] = queue.SimpleQueue()
+    aborts: dict[int, Callable[[], None]] = {}
+
+    def work(place: int) -> None:
+        ended.put((place, _outcome(partial(send, requests[place]))))
+
+    def start(count: int) -> None:
+        for place in itertools.islice(places, count):
+            aborts[place] = run_in_worker(partial(work, place))
+
+    has_failed = False
+    try:
+        start(at_once)
+        while aborts:
+            place, result = _get(ended, None)
+            del aborts[place]
+            has_failed = has_failed or result[1] is not None
+            if not has_failed:
+                start(1)
+            yield place, result
+    except BaseException:  # Such as Ctrl-C, which only this thread sees.
+        for abort in aborts.values():
+            abort()
+        raise
+
+
 def gather_bounded(
-    send: Callable[[Request], Answer], requests: list[Request], at_once: int
+    send: Callable[[Request], Answer], requests: Sequence[Request], at_once: int
 ) -> list[Answer]:
     """The results of all requests, in order.
 
     After an error nothing more is sent, the requests under way are waited for, and the
-    first error is raised. After Ctrl-C they are given up. `send` is called in threads
-    if several are under way.
+    first error is raised. `send` is called in threads if several are under way.
     """
     if min(len(requests), at_once) <= 1:
         return [send(request) for request in requests]
-    places = iter(range(len(requests)))
     answers: dict[int, Any] = {}
     errors: list[BaseException] = []
-    ended: queue.SimpleQueue[None] = queue.SimpleQueue()
-
-    def work() -> None:
-        for place in places:
-            if errors:
-                break
-            answers[place], error = _outcome(partial(send, requests[place]))
-            errors.extend([] if error is None else [error])
-        ended.put(None)
-
-    aborts: list[Callable[[], None]] = []
-    try:
-        for _ in range(min(len(requests), at_once)):
-            aborts += [run_in_worker(work)]  # Ctrl-C ends those that there are.
-        for _ in aborts:
-            _get(ended, None)
-    except BaseException as error:  # Such as Ctrl-C, which only this thread sees.
-        errors.append(error)
-        for abort in aborts:
-            abort()
-        raise
+    for place, (answer, error) in run_bounded(send, requests, at_once):
+        answers[place] = answer
+        errors.extend([] if error is None else [error])
     if errors:
         raise errors[0]
     return [answers[place] for place in range(len(requests))]

@@ -13,6 +13,7 @@ import logging
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
+    Callable,
     Generator,
     Iterator,
     Mapping,
@@ -47,7 +48,7 @@ from langchain_retryrouter._gptrouter.connection import (
 from langchain_retryrouter._prices import listed_prices, load_list
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall, call
-from langchain_retryrouter._retry.streaming import astream, stream
+from langchain_retryrouter._retry.streaming import ChunkInfo, astream, stream
 from langchain_retryrouter._retry.timeouts import EventSource
 from langchain_retryrouter._secrets import refuse_bool
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
@@ -450,7 +451,7 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
         options: Mapping[str, Any],
         *,
         stream: bool,
-    ) -> tuple[dict[str, str], dict[str, Any]]:
+    ) -> tuple[dict[str, str | None], dict[str, Any]]:
         """The providers of a call's models by the models' names, and its parameters."""
         options = dict(options)
         options.pop("stream", None)  # LangChain's: it has chosen the method by it.
@@ -469,7 +470,14 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
         if stream and (params.get("n") or 1) > 1:
             raise ValueError(_ONE_CHOICE_IN_A_STREAM)
         params["messages"] = _gptrouter.messages.build_messages(messages)
-        return {model.name: model.provider_name for model in models}, params
+        providers: dict[str, str | None] = {}
+        for (
+            model
+        ) in models:  # Of a model at two providers no answer tells which it was.
+            first = providers.setdefault(model.name, model.provider_name)
+            if first != model.provider_name:
+                providers[model.name] = None
+        return providers, params
 
 
 def get_ordered_generation_requests(
@@ -519,7 +527,8 @@ def completion_with_retry(
     requests = _GatewayCall(llm, models_priority_list, kwargs, run_manager)
     notify = _callbacks.Notifier(run_manager)
     if is_stream:
-        return stream(requests.context, requests.connect, requests.new_reader, notify)
+        new_reader = requests.new_stream_reader
+        return stream(requests.context, requests.connect, new_reader, notify)
     response = call(requests.context, requests.send, notify)
     if hasattr(response, "retryrouter"):  # The SDK's own type has no such field.
         response.retryrouter = requests.context.call_state.attempt_log()
@@ -537,7 +546,8 @@ async def acompletion_with_retry(
     requests = _GatewayCall(llm, models_priority_list, kwargs, run_manager)
     notify = _callbacks.AsyncNotifier(run_manager)
     if is_stream:
-        return astream(requests.context, requests.aconnect, requests.new_reader, notify)
+        new_reader = requests.new_stream_reader
+        return astream(requests.context, requests.aconnect, new_reader, notify)
     response = await acall(requests.context, requests.asend, notify)
     if hasattr(response, "retryrouter"):
         response.retryrouter = requests.context.call_state.attempt_log()
@@ -594,7 +604,8 @@ class _GatewayCall:
         if load_list():
             prices: dict[str | None, Any] = {}
             for model in models:
-                prices[model.name] = listed_prices(model.name, model.provider_name)
+                listed = listed_prices(model.name, model.provider_name)
+                prices.setdefault(model.name, listed)
             # Of a failed attempt it may not be known which model was asked.
             prices[None] = prices[models[0].name]
             call_state.prices = prices
@@ -602,7 +613,7 @@ class _GatewayCall:
         if self._gateway_max_retries is None and call_state.policy.max_retries:
             self._gateway_max_retries = 0  # Or one call would be retried twice over.
         # The public gateway drops tool calls unstreamed, and function calls streamed.
-        self._streams_inside = bool(params.tools)
+        self._has_tools = self._streams_inside = bool(params.tools)
         self._never_streams = bool(params.functions) and not self._streams_inside
         self._may_stream_inside = asks_for_one and not self._never_streams
 
@@ -626,6 +637,22 @@ class _GatewayCall:
         call_state = self.context.call_state
         self._models.answered(call_state, call_state.attempt)
         cast("Any", event).retryrouter = call_state.attempt_log()
+
+    def new_stream_reader(self) -> Callable[[Event], ChunkInfo]:
+        """What reads a stream whose events are handed over as they come."""
+        read = self.new_reader()
+        if not self._has_tools:
+            return read
+        calls = _gptrouter.messages.CallReader()
+
+        def read_and_check(event: Event) -> ChunkInfo:
+            if event.event == "update":
+                calls.read(event.data.get("tool_calls"))
+            elif event.event == "end":
+                calls.check(read.finish_reason)
+            return read(event)
+
+        return read_and_check
 
     # --- sending ---
 

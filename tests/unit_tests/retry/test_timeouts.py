@@ -176,6 +176,51 @@ def test_ctrl_c_does_not_wait_for_requests_in_threads(step: Step) -> None:
 
 
 @pytest.mark.usefixtures("heeds_ctrl_c")
+@pytest.mark.parametrize("is_router", [False, True])
+@pytest.mark.parametrize("method", ["batch", "batch_as_completed"])
+def test_ctrl_c_ends_a_batch(method: str, *, is_router: bool) -> None:
+    """Nothing is waited for, what waits is not sent, and nothing is retried."""
+    began = time.monotonic()
+
+    def interrupt(gateway: FaultyGateway) -> None:
+        eventually(lambda: len(gateway.requests) == 3)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with FaultyGateway() as gateway:
+        gateway.always(Silence(LONG))
+        model: Any = gpt_router(gateway, "m", timeout=LONG)
+        model = RetryRouter(routes=[model]) if is_router else model
+        threading.Thread(target=interrupt, args=[gateway]).start()
+        ask = getattr(model, method)
+        with pytest.raises(KeyboardInterrupt):
+            list(ask(["hi"] * 9, {"max_concurrency": 3}))
+        threading.Event().wait(0.3)
+        assert len(gateway.requests) == 3
+    assert time.monotonic() - began < LONG / 2
+
+
+def test_a_batch_is_answered_as_by_langchain() -> None:
+    """In order or as it comes, with errors in their places, or the first of them."""
+    with FaultyGateway() as gateway:
+        model = gpt_router(gateway, "m", max_retries=0)
+        gateway.script(Status(400), Answer("b"))
+        one: Any = {"max_concurrency": 1}
+        error, answer = model.batch(["1", "2"], one, return_exceptions=True)
+        assert (type(error).__name__[-19:], answer.text) == ("InvalidRequestError", "b")
+        gateway.script(Answer("c"), Status(400))
+        configs: Any = [{"run_name": "c"}, {"run_name": "d"}]
+        found = dict(
+            model.batch_as_completed(["1", "2"], configs, return_exceptions=True)
+        )
+        assert sorted(found) == [0, 1]
+        gateway.always(Status(400))
+        for method in (model.batch, model.batch_as_completed):
+            with pytest.raises(RetryRouterError):
+                list(method(["1", "2", "3"]))
+        assert (model.batch([]), list(model.batch_as_completed([]))) == ([], [])
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_a_signal_that_does_not_wake_its_caller_is_heard(is_stream: bool) -> None:
     """One that another thread receives interrupts no wait; the caller looks for it."""
