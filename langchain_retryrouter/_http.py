@@ -232,9 +232,12 @@ def read_transport_error(error: BaseException) -> Failure | None:
         inner_failure = read_transport_error(inner)
         # httpx-aiohttp says ConnectTimeout of a connection that was refused or reset.
         is_refused = found is _CONNECT_TIMEOUT and inner is error.__cause__
+        # urllib3 says so of a connection through a proxy that is lost later, too.
+        is_lost = inner_failure is _LOST and type(error).__name__ == "ProxyError"
         if inner_failure is not None and (
             found in {None, _LOST}
             or is_sdks
+            or is_lost
             or (is_refused and inner_failure.kind is FailureKind.CONNECTION)
         ):
             return inner_failure

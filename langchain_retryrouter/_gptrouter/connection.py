@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import threading
 from typing import Any, Final, Self
 
 from langchain_core.load.serializable import Serializable
@@ -120,11 +121,17 @@ class GatewayConnection(RetriedModel, Serializable):
         Errors are no ValueErrors, which pydantic would not raise as they are.
         """
         provider_options = cls._provider_options()
-        fields = {*cls.model_fields, *(f.alias for f in cls.model_fields.values())}
+        fields = cls.model_fields
+        aliases = {f.alias: name for name, f in fields.items() if f.alias}
         values: dict[str, Any] = {}
-        options = dict(given.get("model_kwargs") or {})
+        seen: set[str] = set()
+        options = given.get("model_kwargs") or {}
+        if not isinstance(options, dict):
+            msg = f"model_kwargs must be a dict, not {shown(options)}"
+            raise TypeError(msg)
+        options = dict(options)
         for name, value in given.items():
-            field = _OTHER_NAMES.get(name, name)
+            field = aliases.get(name, _OTHER_NAMES.get(name, name))
             if field not in fields and field not in provider_options:
                 known = [*cls.model_fields, "timeout", *_OTHER_NAMES, *provider_options]
                 near = difflib.get_close_matches(name, known, n=1)
@@ -134,12 +141,16 @@ class GatewayConnection(RetriedModel, Serializable):
                     msg += " To send it to the provider as it is, put it into"
                     msg += " `model_kwargs`."
                 raise TypeError(msg)
-            into = values if field in fields else options
-            if field in into:
+            taken = seen if field in fields else options
+            if field in taken:
                 msg = f"{field!r} is given twice, once under another name or in"
                 msg += " `model_kwargs`"
                 raise TypeError(msg)
-            into[field] = value
+            if field in fields:
+                seen.add(field)
+                values[name if name in aliases else field] = value
+            else:
+                options[field] = value
         values |= {"model_kwargs": options} if options else {}
         values["gpt_router_api_base"] = get_from_dict_or_env(
             values, "gpt_router_api_base", "GPT_ROUTER_API_BASE", DEFAULT_API_BASE_URL
@@ -196,10 +207,11 @@ class GatewayConnection(RetriedModel, Serializable):
     @classmethod
     def _check_timeout(cls, value: Any) -> Any:
         for seconds in value if isinstance(value, tuple) else (value,):
-            if seconds is not None and not 0 < seconds < float("inf"):
+            if seconds is not None and not 0 < seconds <= threading.TIMEOUT_MAX:
                 msg = (
-                    "request_timeout must be seconds above 0, a pair (connect, read) of"
-                    f" them, or None for no limit, not {value!r}"
+                    "request_timeout must be seconds above 0 that a socket can wait, a"
+                    " pair (connect, read) of them, or None for no limit, not"
+                    f" {value!r}"
                 )
                 raise ValueError(msg)
         return value

@@ -59,6 +59,7 @@ _KEEPALIVE: Final = (
 _DRAIN_SECONDS: Final = 0.25
 # Pythons whose TLS connections stay open if the server does not agree to close them
 # (python/cpython#118960); aiohttp closes them if asked, and warns on other Pythons.
+_LONGEST_HEADER: Final = 65_536  # Bytes.
 _LEAKS_TLS: Final = sys.version_info < (3, 12, 8) or sys.version_info[:3] == (3, 13, 0)
 # aiohttp warns about larger bodies that are given as bytes.
 _LARGE_BODY: Final = 1024 * 1024
@@ -314,6 +315,9 @@ async def _open_session() -> AsyncGenerator[_LoopSession, None]:
         # It would read `.netrc` as well, and send what it finds there.
         trust_env=False,
         timeout=aiohttp.ClientTimeout(total=None),
+        # As in sync answers: some servers' policies are longer than 8 kB.
+        max_line_size=_LONGEST_HEADER,
+        max_field_size=_LONGEST_HEADER,
     )
     current = _LoopSession(session)
     try:

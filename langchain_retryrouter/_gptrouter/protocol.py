@@ -509,10 +509,13 @@ class GatewayChoice(models.Choice):
         if isinstance(message, dict):
             names = ("tool_calls", "function_call")
             said = {n: message[n] for n in names if message.get(n) is not None}
-            if isinstance(text := message.get("content"), str):
-                said["text"] = text
+            if (content := message.get("content")) is not None:
+                said["text"] = _text_of(content)
             choice = {**said, **choice}
             reasoning = reasoning or read_reasoning(message)
+        elif not (reasoning or data.keys() & {"text", "tool_calls", "function_call"}):
+            msg = "neither a text nor a call"
+            raise ValueError(msg)
         if choice.get("finish_reason") == "":
             del choice["finish_reason"]
         return {**choice, "reasoning_content": reasoning}
@@ -622,7 +625,19 @@ def read_reasoning(data: Mapping[str, Any]) -> str | None:
         text = data.get(name)
         if text and isinstance(text, str):
             return text
-    return None
+    content = data.get("content")  # Mistral's thoughts are parts of it.
+    parts = content if isinstance(content, list) else ()
+    thoughts = [part.get("thinking") for part in parts if isinstance(part, dict)]
+    texts = [text for one in thoughts if isinstance(text := _text_of(one), str)]
+    return "".join(texts) or None
+
+
+def _text_of(content: Any) -> Any:
+    """The text of a content that may be a list of parts; any other as it is."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 # --- events -------------------------------------------------------------------------

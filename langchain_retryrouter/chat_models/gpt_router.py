@@ -460,7 +460,14 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
         if unknown := sorted(options.keys() - known - set(connection.GATEWAY_METADATA)):
             msg = (
                 f"the gateway cannot carry {', '.join(map(repr, unknown))}: it would be"
-                " lost silently. To send it nevertheless, put it into `model_kwargs`."
+                " lost silently. "
+            )
+            fields = type(self).model_fields
+            own = {*fields, *(field.alias for field in fields.values())}
+            msg += (
+                "Give it to `GPTRouter(...)`, not to a call."
+                if own.issuperset(unknown)
+                else "To send it nevertheless, use `GPTRouter(model_kwargs={...})`."
             )
             raise UnsupportedOptionError(msg)
         params = {**self._default_params, **options, "stream": stream}

@@ -28,6 +28,7 @@ from langchain_retryrouter._gptrouter.protocol import (
     build_metadata,
     malformed,
 )
+from langchain_retryrouter._providers.errors import read_event
 from langchain_retryrouter._retry.call_log import Subject
 from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall, call
 from langchain_retryrouter._retry.timeouts import agather_bounded
@@ -281,6 +282,8 @@ def _read_vectors(data: Mapping[str, Any], count: int) -> list[Vector]:
     """The `count` vectors in a gateway's JSON, in the order of the texts, checked."""
     choices = data.get("choices")
     if not isinstance(choices, list):
+        if (report := read_event(data)) is not None:
+            raise report.to_error(GPT_ROUTER_ERRORS)
         msg = f"the gateway's answer has no vectors: {repr(data)[:200]}"
         raise malformed(msg, _OK)
     if len(choices) != count:

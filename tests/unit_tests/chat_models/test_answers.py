@@ -10,7 +10,11 @@ from langchain_core.load import dumps
 from langchain_core.messages import HumanMessage, trim_messages
 from pydantic import ValidationError
 
-from langchain_retryrouter import GPTRouterModel, StreamInterruptedError
+from langchain_retryrouter import (
+    GPTRouterModel,
+    MalformedResponseError,
+    StreamInterruptedError,
+)
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,
@@ -182,6 +186,35 @@ def test_a_models_name_that_is_no_text_is_not_used(env: Env, model: Any) -> None
     env.gateway.script(event_stream(update("hi"), odd, END))
     with pytest.raises(StreamInterruptedError):
         env.ask("stream")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_of_two_providers_of_a_model_is_not_named(env: Env, way: str) -> None:
+    """No answer tells which of them it was, and a wrong name would be believed."""
+    both = [
+        GPTRouterModel(name="gpt-4", provider_name=name)
+        for name in ("chat_openai", "azure_chat_openai")
+    ]
+    metadata = env.ask(way, models_priority_list=both).response_metadata
+    assert metadata["model_name"] == "gpt-4"
+    assert "provider_name" not in metadata
+
+
+@pytest.mark.parametrize("content", [["The ", "end."], [{"text": "The end."}]])
+def test_a_message_may_have_parts(env: Env, content: list[Any]) -> None:
+    """Mistral's and Databricks' thoughts stand beside the text, in a list."""
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}
+    env.gateway.script(whole({"message": {"content": [thought, *content]}}))
+    message = env.ask("invoke")
+    assert message.text == "The end."
+    assert message.additional_kwargs["reasoning_content"] == "Hm."
+
+
+def test_a_choice_without_anything_is_no_answer(env: Env) -> None:
+    """An answer that lacks its text may not be trusted to be an empty one."""
+    env.gateway.always(whole({"finish_reason": "stop"}))
+    with pytest.raises(MalformedResponseError):
+        env.ask("invoke")
 
 
 CLAUDE = GPTRouterModel(name="claude-2", provider_name="anthropic")

@@ -1,5 +1,6 @@
 """Errors of a call: which class they have, which are retried, and what they say."""
 
+import json
 import traceback
 from itertools import product
 from typing import Any
@@ -135,6 +136,26 @@ def test_each_fault_has_its_error(
         assert error.body == {"error": WRONG}
     if isinstance(step, (Hangup, Reset)):
         assert error.may_have_run is True
+
+
+@pytest.mark.parametrize("way", ["stream", "invoke"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"event": "error", "message": "429 Too many. Please try again in 20s."},
+        {"error": {"message": "Too many. Please try again in 20s.", "code": 429}},
+        {"event": "error", "message": "429", "error": {"retry_after": 20}},
+    ],
+)
+def test_the_wait_that_an_error_event_names_is_kept(
+    env: Env, way: str, said: dict[str, Any]
+) -> None:
+    """The gateway hands no Retry-After on, so its provider's sentence has the wait."""
+    body = f"data: {json.dumps(said)}\n\n"
+    env.gateway.script(Body(200, EVENT_STREAM, body))
+    llm = env.llm().bind_tools([{"name": "f", "description": "", "parameters": {}}])
+    env.message(way, llm)
+    assert [20 <= wait < 25 for wait in env.clock.sleeps] == [True]
 
 
 def test_waits_grow_and_are_jittered(env: Env) -> None:

@@ -8,7 +8,11 @@ from langchain_core.tools import tool
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from langchain_retryrouter import MalformedResponseError
+from langchain_retryrouter import (
+    LengthLimitError,
+    MalformedResponseError,
+    RetryRouterError,
+)
 from langchain_retryrouter.testing import (
     Answer,
     Body,
@@ -470,6 +474,27 @@ def test_arguments_that_are_no_json_object_are_an_invalid_call(
         assert (invalid["id"], invalid["name"]) == ("call_0", "get_weather")
         assert invalid["args"] == arguments
         assert invalid["error"]
+
+
+@pytest.mark.parametrize("way", ["stream", "streaming invoke"])
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [("length", LengthLimitError), ("tool_calls", MalformedResponseError)],
+)
+def test_a_streamed_call_whose_arguments_were_cut_is_an_error(
+    env: Env, way: str, reason: str, error: type[RetryRouterError]
+) -> None:
+    """LangChain would complete them, and an agent run its tool on half a path."""
+    cut = piece(0, "call_0", "get_weather", '{"city": "/home/ada')
+    frames = update(tool_calls=[cut]), update("", reason), END
+    env.gateway.always(event_stream(*frames))
+    fields = {} if way == "stream" else {"streaming": True}
+    llm = env.llm(**fields).bind_tools([get_weather])
+    with pytest.raises(error, match="get_weather are not whole") as caught:
+        env.message(way.rsplit(maxsplit=1)[-1], llm)
+    assert (caught.value.code, caught.value.attempts) == ("invalid_tool_call", 1)
+    [line] = (caught.value.attempt_log or {})["attempts"]
+    assert line["outcome"] == caught.value.kind
 
 
 # --- what cannot be read ---

@@ -17,8 +17,11 @@ from gpt_router.models import (
 from pydantic import ValidationError
 
 from langchain_retryrouter import (
+    AuthenticationError,
     InvalidRequestError,
     MalformedResponseError,
+    RateLimitError,
+    RetryRouterError,
     ServerError,
 )
 from langchain_retryrouter.testing import (
@@ -225,12 +228,30 @@ def test_chunks_of_different_lengths_are_not_joined(env: Env) -> None:
 
 def test_a_key_is_not_shown(env: Env) -> None:
     """A gateway that quotes the key in an answer does not bring it into a trace."""
-    env.gateway.always(Body(200, {}, json.dumps({"error": f"invalid: {KEY}."})))
+    env.gateway.always(Body(200, {}, json.dumps({"vectors": f"invalid: {KEY}."})))
     with pytest.raises(MalformedResponseError) as caught:
         env.embed(env.embeddings(), ["text"])
     shown = "".join(traceback.format_exception(caught.value))
     assert "invalid: ***." in shown
     assert KEY not in shown
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ({"error": {"message": "Rate limit", "code": 429}}, RateLimitError),
+        ({"error": {"message": "Wrong key", "code": 401}}, AuthenticationError),
+        ({"error": "no"}, ServerError),
+    ],
+)
+def test_an_error_in_a_200_is_read(
+    env: Env, said: Any, error: type[RetryRouterError]
+) -> None:
+    """It is what it says, as for the chat model, and only then no vectors."""
+    env.gateway.always(Body(200, {}, json.dumps(said)))
+    with pytest.raises(error) as caught:
+        env.embed(env.embeddings(), ["text"])
+    assert not isinstance(caught.value, MalformedResponseError)
 
 
 # --- side by side ---
