@@ -493,8 +493,12 @@ class CallState(CallLog):
 
     def resume(self) -> bool:
         """Whether an interrupted stream may be continued, and on which route."""
-        is_late = self.remaining() <= 0
-        return not is_late and (self.failover() or self._resort() is not None)
+        has_next = self.remaining() > 0 and (
+            self.failover() or self._resort() is not None
+        )
+        if has_next:  # What follows may be refused, and has not broken off then.
+            self.decision = None
+        return has_next
 
     def hedge(self, may_send: Callable[[int], bool]) -> int | None:
         """Begin an attempt on the next open route while the current one goes on.

@@ -247,13 +247,13 @@ class RetryController:
     def _reserve(self) -> Generator[Step, Any, None]:
         """Reserve what the next attempt needs, on the route that is free first."""
         state, clock = self.call_state, self.call_state.clock
-        began, has_waited = clock.monotonic(), False
+        began, waits = clock.monotonic(), 0
         while not state.is_reserved and (limits := state.limits) is not None:
             state.skip_refused()
-            seconds = self._choose_route(limits, is_patient=not has_waited)
+            seconds = self._choose_route(limits, is_patient=not waits)
             free_at = clock.monotonic() + seconds
             if limits.try_reserve(state.position):
-                state.waited_for_limiter(has_waited * (clock.monotonic() - began))
+                state.waited_for_limiter(clock.monotonic() - began if waits else 0.0)
                 return
             size = limits.size(state.position)
             others = len(state.candidates()) > 1
@@ -269,8 +269,11 @@ class RetryController:
                         yield telling, telling
                         # The listener may have taken its time.
                         left = self._patience(limit, free_at, began)
-                    if others and not has_waited:
-                        left = min(left, state.policy.failover_after_wait)
+                    if others:
+                        # Another route may be free then; each look costs the place in
+                        # the queue, so there are ever fewer.
+                        soon = state.policy.failover_after_wait
+                        left = min(left, 2**waits * max(1.0, soon) if waits else soon)
                     patience = None if left == math.inf else left
                     one = yield (
                         partial(limit.reserve, size, patience),
@@ -287,7 +290,7 @@ class RetryController:
             finally:
                 for one in taken:
                     one.unsent()
-            has_waited = True
+            waits += 1
 
     def _choose_route(self, limits: CallLimits, *, is_patient: bool) -> float:
         """Go to the route that is asked next; the seconds until it is free.
@@ -309,7 +312,9 @@ class RetryController:
             self._stop("the request is larger than the rate limit", error=refusal)
         soon = state.policy.failover_after_wait if is_patient else 0.0
         first = next((one for one, wait in waits.items() if wait <= soon), None)
-        chosen = min(waits, key=lambda one: waits[one]) if first is None else first
+        if first is None:
+            first = min(waits, key=lambda one: (waits[one], limits.waiting(one)))
+        chosen = first
         if chosen != state.position:
             wait = waits.get(state.position)
             reason = (

@@ -27,6 +27,10 @@ from langchain_retryrouter._retry.timeouts import (
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.failures import Failure
 
+_LEAVING = (
+    1.0  # Seconds that the end of a call waits for a loser that is slow to close.
+)
+
 E = TypeVar("E")
 S = TypeVar("S")
 
@@ -168,7 +172,7 @@ class AHedgedSource(_Race[AEventSource[E], E]):
             await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
         openings = self._openings()
         if len(self._racers) > 1:
-            await self._racers[1 - winner].leave()
+            self._racers[1 - winner].cancel()
             self._settle(openings, winner)
         events, error = openings[winner]
         for event in events:
@@ -196,7 +200,7 @@ class _Racer(Generic[E]):
     def __init__(self, source: AEventSource[E], says: Callable[[E], bool]) -> None:
         self._source = source
         self._says = says
-        self._is_closed = False
+        self._is_closed = self._is_cancelled = False
         self.events = aiter(source)
         self.opening = asyncio.create_task(self._read())
 
@@ -215,14 +219,22 @@ class _Racer(Generic[E]):
             raise
         return opening, None
 
+    def cancel(self) -> None:
+        """Have its task close the stream, if it reads it."""
+        if not self._is_cancelled:  # Again would end the closing.
+            self._is_cancelled = True
+            self.opening.cancel()
+
     async def leave(self) -> None:
-        self.opening.cancel()
+        self.cancel()
         try:
             # Not `await self.opening`, which could not tell its cancellation from ours.
-            await asyncio.wait({self.opening})
+            await asyncio.wait({self.opening}, timeout=_LEAVING)
         finally:
-            if self.opening.done():  # Else its own task closes the source.
+            if self.opening.done():
                 await self._close()
+            else:  # Its own task closes the source, once it has given up what it does.
+                self.opening.cancel()
 
     async def _close(self) -> None:
         if not self._is_closed:

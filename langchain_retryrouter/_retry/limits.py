@@ -45,6 +45,10 @@ class CallLimits:
         limits, size = self.routes[position], self.size(position)
         return max((limit.wait_for(size) for limit in limits), default=0.0)
 
+    def waiting(self, position: int) -> int:
+        """How many requests wait for the limits of a route."""
+        return max((limit.waiting for limit in self.routes[position]), default=0)
+
     def try_reserve(self, position: int) -> bool:
         """Reserve what an attempt on a route needs, if its limits are free now."""
         reserved: list[Reservation] = []

@@ -83,11 +83,11 @@ END = End()
 class WorkerJob:
     """What a thread does, and what interrupts it if another thread gives it up."""
 
-    __slots__ = ("_aborts", "_is_given_up")
+    __slots__ = ("_aborts", "is_given_up")
 
     def __init__(self) -> None:
         self._aborts: list[Callable[[], object]] = []
-        self._is_given_up = False
+        self.is_given_up = False
 
     @property
     def is_abortable(self) -> bool:
@@ -95,11 +95,11 @@ class WorkerJob:
 
     def on_abort(self, abort: Callable[[], object]) -> None:
         self._aborts.append(abort)
-        if self._is_given_up:  # Asked after the append, so that none is overlooked.
+        if self.is_given_up:  # Asked after the append, so that none is overlooked.
             self.abort()
 
     def abort(self) -> None:
-        self._is_given_up = True
+        self.is_given_up = True
         for abort in self._aborts:
             try:
                 abort()
@@ -115,6 +115,17 @@ def on_abort(abort: Callable[[], object]) -> None:
     """Have `abort` called, by another thread, if the attempt under way is given up."""
     if (job := WORKER_JOB.get()) is not None:
         job.on_abort(abort)
+
+
+def refuse_given_up() -> None:
+    """Do nothing more in a thread whose caller has given it up.
+
+    Raises:
+        APIConnectionError: It has; nobody sees this.
+    """
+    if (job := WORKER_JOB.get()) is not None and job.is_given_up:
+        msg = "the attempt was given up"
+        raise APIConnectionError(msg)
 
 
 def run_in_worker(work: Callable[[], object]) -> Callable[[], None]:

@@ -58,8 +58,11 @@ from langchain_retryrouter._retry.hedging import AHedgedSource, HedgedSource
 from langchain_retryrouter._retry.limits import call_limits
 from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter._retry.timeouts import (
+    END,
     AEventSource,
+    End,
     EventSource,
+    refuse_given_up,
     reraise_lost_cancellation,
 )
 from langchain_retryrouter._router.limits import CallCosts, limited_policy
@@ -371,13 +374,15 @@ class RouterCall:
     def with_attempt_log(self, result: ChatResult) -> ChatResult:
         """An answer with the call's attempt log."""
         self._note_served()
-        for generation in result.generations:
-            self._take_facts(generation.message)
         log = self._attempt_log()
-        for generation in result.generations:
-            generation.message.response_metadata["retryrouter"] = log
-        result.llm_output = {**(result.llm_output or {}), "retryrouter": log}
-        return result
+        # The model may keep its own message, and give it again.
+        generations = []
+        for one in result.generations:
+            metadata = {**one.message.response_metadata, "retryrouter": log}
+            message = one.message.model_copy(update={"response_metadata": metadata})
+            generations.append(one.model_copy(update={"message": message}))
+        output = {**(result.llm_output or {}), "retryrouter": log}
+        return ChatResult(generations=generations, llm_output=output)
 
     def passed_on(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk:
         """A chunk without what only the router may say: the log, and which is last."""
@@ -451,11 +456,8 @@ class RouterCall:
     ) -> None:
         """Note a route's usage and take its own attempt log out of the message."""
         attempt = self._attempts[self._state.attempt]
-        inner = message.response_metadata.pop("retryrouter", None)
-        if inner is not None:
-            attempt.facts["inside"] = inner
-            self._state.sent_inside(attempt.number, inner)
         self._note(message, attempt, info)
+        message.response_metadata.pop("retryrouter", None)
 
     def _note(
         self,
@@ -467,12 +469,15 @@ class RouterCall:
 
         `infos` are what LangChain adds to the message's metadata later.
         """
+        inner = message.response_metadata.get("retryrouter")
+        if inner and attempt.route.is_own:
+            attempt.facts["inside"] = inner
+            self._state.sent_inside(attempt.number, inner)
         if not self._state.wants_facts:
             return
         says: dict[str, Any] = {}
         for info in (*infos, message.response_metadata):
             says |= info or {}
-        self._state.sent_inside(attempt.number, says.get("retryrouter"))
         reason, usage = reason_in(says), attempt.facts.get("usage")
         facts: dict[str, Any] = {
             "usage": usage or getattr(message, "usage_metadata", None),
@@ -582,17 +587,19 @@ class RouterCall:
         self._state.resent(attempt.number, named.failure)
         return True
 
-    def heard(self, attempt: RouteAttempt) -> None:
+    def heard(self, attempt: RouteAttempt, *, has_failed: bool = False) -> None:
         """Measure the seconds until the first sign of life, or of failure."""
         if not attempt.was_heard:
             attempt.was_heard = True
             index, now = self._order[attempt.position], self._clock.monotonic()
-            self._memory.order.strategy.measured(index, now - attempt.began, now)
+            self._memory.order.strategy.measured(
+                index, now - attempt.began, now, has_failed=has_failed
+            )
 
     def _measure_failed(self) -> None:
         """Measure attempts that failed: one that timed out may still be running."""
         for attempt in self._attempts.values():
-            self.heard(attempt)
+            self.heard(attempt, has_failed=True)
 
     def _name(self, error: BaseException, attempt: RouteAttempt) -> RetryRouterError:
         keys = [key for model in attempt.route.models for key in keys_of(model)]
@@ -626,8 +633,6 @@ class RouterCall:
             message = generation.message
             if usage := getattr(message, "usage_metadata", None):
                 attempt.facts["usage"] = dict(usage)
-            if inner := message.response_metadata.get("retryrouter"):
-                attempt.facts["inside"] = inner
             self._note(message, attempt, result.llm_output, generation.generation_info)
             self._read_headers(attempt, generation)
         route = attempt.route
@@ -735,13 +740,18 @@ class RouterCall:
             while True:
                 try:
                     route = begun.route.keyed()
-                    result = route.generate(begun.messages, begun.options)
+                    refuse_given_up()
+                    result, entry = route.generate(begun.messages, begun.options)
                     break
                 except Exception as error:
                     if not self._amend(begun, error):
                         raise
-        for message, reason in self._check(result, begun):
+            refuse_given_up()
+            answers = self._check(result, begun)
+        for message, reason in answers:
             self._judge.judge(message, reason, begun)
+        if entry is not None:
+            entry.update(result)
         return result
 
     def connect(self, _: Attempt) -> EventSource[StreamEvent]:
@@ -755,8 +765,11 @@ class RouterCall:
                 check = self._new_check(attempt)
                 try:
                     route = attempt.route.keyed()
+                    refuse_given_up()
                     chunks = route.stream(attempt.messages, attempt.options)
-                    with contextlib.closing(chunks):
+                    with contextlib.ExitStack() as stack:
+                        if hasattr(chunks, "close"):  # As a generator has.
+                            stack.callback(chunks.close)
                         for chunk in chunks:
                             yield from self._read(chunk, attempt, check)
                     break
@@ -766,7 +779,8 @@ class RouterCall:
                         # collection, which may come while httpcore holds its lock.
                         clear_frames(error.__traceback__)
                         raise
-        events, answers = self._end(attempt, check)
+            refuse_given_up()
+            events, answers = self._end(attempt, check)
         for message, reason in answers:
             self._judge.judge(message, reason, attempt)
         yield from events
@@ -778,13 +792,17 @@ class RouterCall:
             while True:
                 try:
                     route = await begun.route.akeyed()
-                    result = await route.agenerate(begun.messages, begun.options)
+                    messages, options = begun.messages, begun.options
+                    result, entry = await route.agenerate(messages, options)
                     break
                 except Exception as error:
                     if not self._amend(begun, error):
                         raise
-        for message, reason in self._check(result, begun):
+            answers = self._check(result, begun)
+        for message, reason in answers:
             await self._judge.ajudge(message, reason, begun)
+        if entry is not None:
+            await entry.aupdate(result)
         return result
 
     async def aconnect(self, _: Attempt) -> AEventSource[StreamEvent]:
@@ -801,12 +819,15 @@ class RouterCall:
                 try:
                     with reraise_lost_cancellation():
                         route = await attempt.route.akeyed()
-                        chunks = await route.astream(attempt.messages, attempt.options)
-                    async with contextlib.aclosing(chunks):
+                        found = await route.astream(attempt.messages, attempt.options)
+                    chunks = aiter(found)
+                    async with contextlib.AsyncExitStack() as stack:
+                        if hasattr(chunks, "aclose"):
+                            stack.push_async_callback(chunks.aclose)
                         while True:
                             with reraise_lost_cancellation():
-                                chunk = await anext(chunks, None)
-                            if chunk is None:
+                                chunk = await anext(chunks, END)
+                            if isinstance(chunk, End):
                                 break
                             for event in self._read(chunk, attempt, check):
                                 yield event
@@ -814,7 +835,7 @@ class RouterCall:
                 except Exception as error:
                     if check.saw_chunk or not self._amend(attempt, error):
                         raise
-        events, answers = self._end(attempt, check)
+            events, answers = self._end(attempt, check)
         for message, reason in answers:
             await self._judge.ajudge(message, reason, attempt)
         for event in events:
@@ -836,7 +857,8 @@ class _Reported:
     def __exit__(
         self, kind: object, error: BaseException | None, traceback: object
     ) -> None:
-        self._call.heard(self._attempt)
+        has_failed = isinstance(error, Exception)
+        self._call.heard(self._attempt, has_failed=has_failed)
         if isinstance(error, asyncio.CancelledError):
             with contextlib.suppress(RuntimeError):  # In a thread.
                 task = asyncio.current_task()

@@ -286,7 +286,9 @@ def with_others(
     lead: RetryRouterError, failures: list[RetryRouterError]
 ) -> RetryRouterError:
     """`lead` with the call's other failures attached to it, and in its notes."""
-    lead.others = tuple(one for one in failures if one is not lead)
+    others = {id(one): one for one in failures if one is not lead}
+    lead.others = tuple(others.values())
     for other in lead.others:
-        lead.add_note(f"{other.route}: {type(other).__name__}: {other.message}")
+        route = f"{other.route}: " if other.route else ""
+        lead.add_note(f"{route}{type(other).__name__}: {other.message}")
     return lead

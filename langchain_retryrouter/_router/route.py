@@ -25,7 +25,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Final, Self, TypeAlias, TypeVar, cast
+from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar, cast
 
 from langchain_core.caches import BaseCache
 from langchain_core.globals import get_llm_cache
@@ -56,6 +56,7 @@ from pydantic import (
 
 from langchain_retryrouter._prices import FixedPrices, Prices, listed_prices
 from langchain_retryrouter._providers.integrations import (
+    INTEGRATIONS,
     TOKEN_LIMITS,
     Method,
     Reader,
@@ -394,11 +395,19 @@ class Route(Serializable):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The type and the settings of the model, for the keys of caches."""
+        """The type, settings and address of the model, for the keys of caches."""
+        model = self.model
+        addresses = {name: getattr(model, name, None) for name in _ADDRESSES}
         return {
-            "type": self.model._llm_type,  # noqa: SLF001
-            **self.model._identifying_params,  # noqa: SLF001
+            "type": model._llm_type,  # noqa: SLF001
+            "address": name_hash(addresses) if any(addresses.values()) else None,
+            **model._identifying_params,  # noqa: SLF001
         }
+
+    @functools.cached_property
+    def is_own(self) -> bool:
+        """Whether its model is one of this package, with an attempt log."""
+        return integration_of(self.model) is INTEGRATIONS["langchain_retryrouter"]
 
     @functools.cached_property
     def scope(self) -> str:
@@ -600,49 +609,42 @@ class Route(Serializable):
 
     def generate(
         self, messages: list[BaseMessage], options: dict[str, Any]
-    ) -> ChatResult:
-        """The model's answer, through its own cache; `options` are `call_options`."""
+    ) -> tuple[ChatResult, CacheEntry | None]:
+        """The model's answer, or its cache's, and where a good one is to be kept."""
         entry = self._cache_entry(messages, options)
-        if entry is not None:
-            cache, prompt, key = entry
-            hit = cache.lookup(prompt, key)
-            if hit is not None:
-                return ChatResult(generations=_copied(hit, is_free=True))
+        if entry is not None and (hit := entry.cache.lookup(*entry.key)) is not None:
+            return ChatResult(generations=_copied(hit, is_free=True)), None
         if self._streaming is True and self._can_stream(options, is_async=False):
             result = generate_from_stream(self.stream(messages, options))
         else:
             result = self.model._generate(messages, **options)  # noqa: SLF001
         self._convert(result)
-        if entry is not None:
-            cache.update(prompt, key, _copied(result.generations))
-        return result
+        return result, entry
 
     async def agenerate(
         self, messages: list[BaseMessage], options: dict[str, Any]
-    ) -> ChatResult:
+    ) -> tuple[ChatResult, CacheEntry | None]:
         """Async variant of `generate`."""
         entry = self._cache_entry(messages, options)
         if entry is not None:
-            cache, prompt, key = entry
-            hit = await cache.alookup(prompt, key)
+            hit = await entry.cache.alookup(*entry.key)
             if hit is not None:
-                return ChatResult(generations=_copied(hit, is_free=True))
+                return ChatResult(generations=_copied(hit, is_free=True)), None
         if self._streaming is True and self._can_stream(options, is_async=True):
             chunks = await self.astream(messages, options)
             result = await agenerate_from_stream(chunks)
         else:
             result = await self.model._agenerate(messages, **options)  # noqa: SLF001
         self._convert(result)
-        if entry is not None:
-            await cache.aupdate(prompt, key, _copied(result.generations))
-        return result
+        return result, entry
 
     def stream(
         self, messages: list[BaseMessage], options: dict[str, Any]
     ) -> Generator[ChatGenerationChunk, None, None]:
         """The chunks of the answer; a single one from a model without streams."""
         if not self._can_stream(options, is_async=False):
-            return _chunks_of(self.generate(messages, options))
+            result, _ = self.generate(messages, options)
+            return _chunks_of(result)
         streamed = self.model._stream(messages, **options)  # noqa: SLF001
         return cast("Generator[ChatGenerationChunk, None, None]", streamed)
 
@@ -651,7 +653,8 @@ class Route(Serializable):
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         """Async variant of `stream`."""
         if not self._can_stream(options, is_async=True):
-            return _achunks_of(await self.agenerate(messages, options))
+            result, _ = await self.agenerate(messages, options)
+            return _achunks_of(result)
         streamed = self.model._astream(messages, **options)  # noqa: SLF001
         return cast("AsyncGenerator[ChatGenerationChunk, None]", streamed)
 
@@ -686,14 +689,29 @@ class Route(Serializable):
 
     def _cache_entry(
         self, messages: list[BaseMessage], options: dict[str, Any]
-    ) -> tuple[BaseCache, str, str] | None:
+    ) -> CacheEntry | None:
         """The model's cache, and where it keeps the answer to a request."""
         own = self.model.cache
         cache = own if isinstance(own, BaseCache) else get_llm_cache()
         if cache is None or own is False:
             return None
         prompt = dumps([m.model_copy(update={"id": None}) for m in messages])
-        return cache, prompt, dumps([self.identity, options])
+        return CacheEntry(cache, (prompt, dumps([self.identity, options])))
+
+
+class CacheEntry(NamedTuple):
+    """Where a cache keeps the answer to a request."""
+
+    cache: BaseCache
+    key: tuple[str, str]
+
+    def update(self, result: ChatResult) -> None:
+        """Keep an answer that was found to be good."""
+        self.cache.update(*self.key, _copied(result.generations))
+
+    async def aupdate(self, result: ChatResult) -> None:
+        """Async variant of `update`."""
+        await self.cache.aupdate(*self.key, _copied(result.generations))
 
 
 def in_blocks(message: _M) -> _M:

@@ -20,6 +20,7 @@ from langchain_retryrouter._router.route import Route
 from langchain_retryrouter._shared import Locked, OneForAll
 
 _MEMORY: Final = 60.0
+_FAILED: Final = 2.0  # Times the slowest of the other routes.
 # As long as providers keep a prompt in their caches at most, unless they are paid for.
 _MOVED_FOR: Final = 3_600.0
 _MOST_MOVED: Final = 10_000
@@ -39,7 +40,9 @@ class Strategy(Locked):
         del now
         return list(range(self._count))
 
-    def measured(self, route: int, seconds: float, now: float) -> None:
+    def measured(
+        self, route: int, seconds: float, now: float, *, has_failed: bool = False
+    ) -> None:
         """Most strategies do not use measured times."""
 
 
@@ -112,9 +115,14 @@ class _LeastLatency(Strategy):
         ranked.remove(first)
         return [first, *ranked]
 
-    def measured(self, route: int, seconds: float, now: float) -> None:
+    def measured(
+        self, route: int, seconds: float, now: float, *, has_failed: bool = False
+    ) -> None:
         with self._lock:
             left = self._left(route, now)
+            if has_failed:  # A quick failure is no quick answer: it counts as slow.
+                others = (c for place, c in enumerate(self._costs) if place != route)
+                seconds = max(seconds, _FAILED * max(others, default=0.0))
             faded = self._costs[route] * left
             self._costs[route] = (
                 seconds if seconds > faded else faded + seconds * (1.0 - left)

@@ -78,6 +78,9 @@ __all__ = ["RetryRouter", "Route"]
 
 # Only needed by those who use it.
 _CONFIG: Final = "langchain_retryrouter._router.config"
+_REMEMBERED: Final = frozenset(
+    {"affinity", "breaker_settings", "clock", "routes", "seed", "store", "strategy"}
+)
 _METHODS: Final = ("auto", "function_calling", "json_schema", "json_mode")
 _RENAMED: Final = {
     "breaker": (
@@ -343,6 +346,18 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
             raise ValueError(msg)
         _ = self._memory  # Made before there are copies, which share it.
         return self
+
+    def model_copy(
+        self, *, update: Mapping[str, Any] | None = None, deep: bool = False
+    ) -> Self:
+        """A copy with the same memory; see `BaseModel.model_copy`.
+
+        With other routes, or another way to choose among them, it is a new router.
+        """
+        if update is None or _REMEMBERED.isdisjoint(update):
+            return super().model_copy(update=update, deep=deep)
+        fields = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**fields, **update})
 
     @functools.cached_property
     def _memory(self) -> setup.RouterMemory:
@@ -762,7 +777,7 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     ) -> Runnable[LanguageModelInput, AIMessage]:
         memory = copy.copy(self._memory)
         memory.output = output
-        router = self.model_copy(update={"routes": routes, "_memory": memory})
+        router = super().model_copy(update={"routes": routes, "_memory": memory})
         if output_format is not None:
             return router.bind(ls_structured_output_format=output_format)
         return router.bind()  # Of nothing: LangChain's tests ask it of every class.
