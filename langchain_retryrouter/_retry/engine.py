@@ -90,6 +90,8 @@ class RetryContext:
             good, so that all of it can be repeated.
         ends_call: Whether the call is over when the engine is; otherwise the caller
             calls `CallState.end`.
+        continues: The error of a stream that broke off, which the next attempt goes on
+            with: it is told like one that an attempt follows.
     """
 
     call_state: CallState
@@ -103,6 +105,7 @@ class RetryContext:
     on_last: Callable[[Any], object] | None = None
     is_buffered: bool = False
     ends_call: bool = True
+    continues: RetryRouterError | None = None
 
     def end(self, error: BaseException | None = None) -> None:
         """Tell the call's observers that it is over."""
@@ -380,9 +383,19 @@ class RetryController:
         decision = self.call_state.decision
         return decision.delay if isinstance(decision, Retry) else 0.0
 
+    def continued(self, retrying: Any) -> RetryCallState | None:
+        """What listeners are told of a stream that the next attempt continues."""
+        if (error := self.context.continues) is None:
+            return None
+        state = RetryCallState(retrying, None, (), {})
+        state.attempt_number = self.call_state.attempts
+        state.set_exception((type(error), error, error.__traceback__))
+        return state
+
     def call_hook(self) -> None:
         """Call the policy's hook for the failure that another attempt follows."""
-        policy, error = self.call_state.policy, self._last_error
+        policy = self.call_state.policy
+        error = self._last_error or self.context.continues
         if error is None or (policy.on_retry is None and policy.on_failover is None):
             return
         next_route = self.call_state.next_route or self.context.route()
@@ -554,6 +567,8 @@ def run(controller: RetryController, send: Callable[[Attempt], T]) -> T:
     rules = controller.tenacity_rules()
     retrying = Retrying(**rules, before_sleep=before_sleep, sleep=sleep)
     try:
+        if (state := controller.continued(retrying)) is not None:
+            before_sleep(state)
         result = retrying(attempt)
         if not controller.is_stream:
             controller.call_state.succeeded(is_over=True)
@@ -585,6 +600,8 @@ async def arun(
     rules = controller.tenacity_rules()
     retrying = AsyncRetrying(**rules, before_sleep=before_sleep, sleep=sleep)
     try:
+        if (state := controller.continued(retrying)) is not None:
+            await before_sleep(state)
         result: T = await retrying(attempt)
         if not controller.is_stream:
             controller.call_state.succeeded(is_over=True)

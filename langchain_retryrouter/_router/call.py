@@ -241,6 +241,7 @@ class RouterCall:
         self._may_continue = router.stream_recovery == "continue"
         self._failures: list[RetryRouterError] = []
         self._interrupted: RetryRouterError | None = None
+        self.continued: RetryRouterError | None = None  # The last one.
         self._delivered = ""
         self._has_delivered = False
         self._is_in_blocks = False  # As the attempt that delivers first has them.
@@ -339,6 +340,7 @@ class RouterCall:
         if error.kind is FailureKind.CONTENT_FILTER:
             return False
         self._interrupted = self._interrupted or error
+        self.continued = error
         self._delivered += error.delivered
         self._passes += 1
         self._metadata.clear()

@@ -509,6 +509,7 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
                     if run_manager is not None:
                         run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
+            context.continues = router_call.continued
         yield router_call.last_chunk()
 
     async def _astream(
@@ -534,6 +535,7 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
                         if run_manager is not None:
                             await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                         yield chunk
+            context.continues = router_call.continued
         yield router_call.last_chunk()
 
     def explain(

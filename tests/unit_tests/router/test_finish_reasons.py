@@ -5,15 +5,18 @@ from functools import partial
 from typing import Any
 
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_openai import ChatOpenAI
+from tenacity import RetryCallState
 
 from langchain_retryrouter import (
     ContentFilterError,
     MalformedResponseError,
+    RetryPolicy,
     RetryRouterError,
     Route,
     StreamInterruptedError,
@@ -542,6 +545,31 @@ def test_what_was_already_delivered_brings_its_facts(way: Way) -> None:
     assert answer.text == "one two"
     assert answer.response_metadata["model_name"] == "m-2"
     assert answer.usage_metadata == usage
+
+
+@streaming
+def test_a_stream_that_is_continued_is_seen_as_a_retry(way: Way) -> None:
+    """Handlers and hooks hear of the break before the other route is asked."""
+    seen: list[Any] = []
+
+    class Watcher(BaseCallbackHandler):
+        def on_retry(self, retry_state: RetryCallState, **_: Any) -> None:
+            outcome = retry_state.outcome
+            error = outcome.exception() if outcome else None
+            seen.append((retry_state.attempt_number, type(error), second.sent))
+
+    first = Scripted(chunks=[chunk("one ")], breaks=True)
+    second = Scripted(chunks=[chunk("one two", STOP)])
+    hooks = RetryPolicy(max_retries=0, on_failover=seen.append)
+    fields: dict[str, Any] = {"retry_policy": hooks, "stream_recovery": "continue"}
+    router = router_of(Route(model=first, name="a"), second, **fields)
+
+    assert message_of(way, router, "hi", {"callbacks": [Watcher()]}).text == "one two"
+
+    event, told = seen
+    assert (event.route, event.next_route) == ("a", "Scripted")
+    assert told[:2] == (1, StreamInterruptedError)
+    assert len(second.sent) == 1
 
 
 CITED = {"type": "text", "citations": [{"cited_text": "a"}], "index": 0}

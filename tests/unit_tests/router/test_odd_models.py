@@ -1,0 +1,305 @@
+"""Models that answer oddly, caches between them and a router, and copies of routers."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_core.globals import set_llm_cache
+from langchain_core.language_models import BaseChatModel, FakeMessagesListChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_openai import ChatOpenAI
+
+from langchain_retryrouter import (
+    InvalidRequestError,
+    RateLimit,
+    RetryPolicy,
+    RetryRouter,
+    RetryRouterError,
+    Route,
+    StreamInterruptedError,
+)
+from langchain_retryrouter.rate_limits import Size
+from langchain_retryrouter.testing import Answer, FakeClock, FaultyGateway, Status
+from tests.support.models import chat_openai
+from tests.unit_tests.conftest import Twin
+
+from .attempts import Way, ask, every_way, message_of, router_of
+
+ONCE = RetryPolicy(max_retries=0)
+HELLO = ChatResult(generations=[ChatGeneration(message=AIMessage("Hello"))])
+
+
+class Odd(BaseChatModel):
+    """Returns what it is given, one after the other, or raises it."""
+
+    results: list[Any]
+    asked: list[Any] = []  # noqa: RUF012 - a field
+
+    @property
+    def _llm_type(self) -> str:
+        return "odd"
+
+    def _generate(self, messages: Any, *_: Any, **options: Any) -> Any:
+        self.asked.append(messages)
+        result = self.results.pop(0) if len(self.results) > 1 else self.results[0]
+        if callable(result):
+            result = result(options)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+def log_of(message: Any) -> list[dict[str, Any]]:
+    log: list[dict[str, Any]] = message.response_metadata["retryrouter"]["attempts"]
+    return log
+
+
+def answer(text: str) -> ChatResult:
+    return ChatResult(generations=[ChatGeneration(message=AIMessage(text))])
+
+
+@every_way
+@pytest.mark.parametrize(
+    "result",
+    [
+        None,
+        "Hello",
+        ChatResult.model_construct(generations=None),
+        ChatResult.model_construct(
+            generations=[ChatGeneration.model_construct(message=None)]
+        ),
+        ChatResult(generations=[]),
+    ],
+    ids=["None", "a text", "no list", "no message", "empty"],
+)
+def test_what_is_no_answer_is_followed_by_the_next_route(way: Way, result: Any) -> None:
+    """A model that returns something else has failed, like one that raises."""
+    router = router_of(Odd(results=[result]), Odd(results=[HELLO]))
+    assert "".join(part.text for part in ask(way, router)) == "Hello"
+
+
+@every_way
+@pytest.mark.parametrize("metadata", ["a text", ["a"], {"attempts": None}, {"a": 1}])
+def test_metadata_of_another_package_is_no_attempt_log(way: Way, metadata: Any) -> None:
+    """Only a model of ours has a log of its own inside of an attempt."""
+    message = AIMessage("Hello", response_metadata={"retryrouter": metadata})
+    result = ChatResult(generations=[ChatGeneration(message=message)])
+    answer = message_of(way, router_of(Odd(results=[result])))
+    assert "inside" not in log_of(answer)[0]
+
+
+@every_way
+def test_a_model_may_give_the_same_message_again(way: Way) -> None:
+    """Its log is not put into the model's own message, nor into the next log."""
+    message = AIMessage("We are down.")
+    router = router_of(FakeMessagesListChatModel(responses=[message]))
+    first, second = (message_of(way, router) for _ in range(2))
+    assert [len(log_of(one)) for one in (first, second)] == [1, 1]
+    assert "inside" not in log_of(second)[0]
+    assert "retryrouter" not in message.response_metadata
+
+
+class Mapped(Odd):
+    """Its streams are iterators, as the type of `_stream` allows, and no generators."""
+
+    def _stream(self, *_: Any, **__: Any) -> Iterator[ChatGenerationChunk]:
+        def chunk(text: str) -> ChatGenerationChunk:
+            return ChatGenerationChunk(message=AIMessageChunk(content=text))
+
+        return map(chunk, ["Hel", "lo"])
+
+    def _astream(self, *args: Any, **kwargs: Any) -> Any:
+        chunks = self._stream(*args, **kwargs)
+
+        class Later:
+            def __aiter__(self) -> "Later":
+                return self
+
+            async def __anext__(self) -> ChatGenerationChunk:
+                for chunk in chunks:
+                    return chunk
+                raise StopAsyncIteration
+
+        return Later()
+
+
+@every_way
+def test_a_stream_needs_no_close(way: Way) -> None:
+    """Whatever can be iterated is a stream."""
+    router = router_of(Mapped(results=[HELLO]))
+    assert "".join(part.text for part in ask(way, router)) == "Hello"
+
+
+# --- caches ---
+
+
+@pytest.fixture(params=["its own", "for all"])
+def cache(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A cache of LangChain's, given to the model or to all."""
+    made = InMemoryCache()
+    set_llm_cache(made if request.param == "for all" else None)
+    yield made if request.param == "its own" else None
+    set_llm_cache(None)
+
+
+@pytest.mark.parametrize("accepts", [None, "Hello"])
+def test_only_a_good_answer_is_cached(
+    twin: Twin, cache: Any, accepts: str | None
+) -> None:
+    """A bad one would be the answer for ever, and no retry would help."""
+    model = Odd(results=[answer("Bad" if accepts else ""), HELLO], cache=cache)
+    accept = (lambda message: message.text == accepts) if accepts else None
+    router = router_of(model, retries=1, accept=accept, cache=False)
+    assert [twin.invoke(router, "hi").text for _ in range(3)] == ["Hello"] * 3
+    assert len(model.asked) == 2
+
+
+def test_an_answer_of_another_server_is_not_cached(twin: Twin, cache: Any) -> None:
+    """Servers have models of the same name that are not the same."""
+    with FaultyGateway() as one, FaultyGateway() as two:
+        one.always(Answer("one"))
+        two.always(Answer("two"))
+        texts = [
+            twin.invoke(RetryRouter(routes=[chat_openai(gateway)], cache=cache), "hi")
+            for gateway in (one, two, one)
+        ]
+    assert [text.text for text in texts] == ["one", "two", "one"]
+
+
+# --- attempts that are given up ---
+
+
+def test_a_thread_that_was_given_up_sends_nothing_more() -> None:
+    """A late 400 that is about our own form of the request is not answered by it."""
+    may_answer = threading.Event()
+
+    def refuse(_: Any) -> Exception:
+        may_answer.wait(30)
+        return InvalidRequestError("an unknown field", status_code=400)
+
+    blocks: Any = [{"type": "new", "what": 1}, {"type": "text", "text": "a"}]
+    history = [AIMessage(blocks), HumanMessage("And?")]
+    late, other = Odd(results=[refuse]), Odd(results=[HELLO])
+    short = RetryPolicy(max_retries=0, attempt_timeout=0.2)
+    router = RetryRouter(routes=[late, other], retry_policy=short)
+    assert router.invoke(history).text == "Hello"
+    may_answer.set()
+    threading.Event().wait(0.3)
+    assert len(late.asked) == 1
+
+
+# --- money, time and limits ---
+
+
+def test_a_stream_that_money_cannot_continue_ends(twin: Twin) -> None:
+    """The caller gets what there is, at once; it was tried again for ever."""
+
+    class Breaking(Odd):
+        def _stream(self, *_: Any, **__: Any) -> Iterator[ChatGenerationChunk]:
+            self.asked.append(1)
+            message = AIMessageChunk(content="one two ")
+            yield ChatGenerationChunk(message=message)
+            text = "cut"
+            raise ConnectionResetError(text)
+
+    models = [Breaking(results=[HELLO]) for _ in range(2)]
+    routes = [Route(model=m, input_price=1, output_price=1e6) for m in models]
+    router = RetryRouter(routes=routes, max_cost=3.0001, clock=FakeClock())
+    with pytest.raises(StreamInterruptedError, match="cut") as caught:
+        list(twin.stream(router, "hi", max_tokens=2))
+    assert caught.value.delivered == "one two "
+    assert len(models[0].asked + models[1].asked) == 1
+
+
+def test_who_waits_is_spread_over_the_queues() -> None:
+    """With all routes busy, a call waits where fewer others do."""
+
+    class Slow(Odd):
+        async def _agenerate(self, *_: Any, **__: Any) -> ChatResult:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.Event().wait(), 0.02)
+            return HELLO
+
+    limits = [RateLimit(max_concurrency=1) for _ in range(2)]
+    routes = [
+        Route(model=Slow(results=[HELLO]), name=name, rate_limit=limit)
+        for name, limit in zip("ab", limits, strict=True)
+    ]
+    answers = asyncio.run(RetryRouter(routes=routes).abatch(["hi"] * 20))
+    counts = Counter(one.response_metadata["retryrouter"]["route"] for one in answers)
+    assert min(counts.values()) >= 5
+
+
+def test_a_route_that_gets_free_is_found() -> None:
+    """A call that waits at one route looks at the other one again."""
+    limits = [RateLimit(max_concurrency=1) for _ in range(2)]
+    held = [limit.try_reserve(Size()) for limit in limits]
+    routes = [
+        Route(model=Odd(results=[answer(name)]), rate_limit=limit)
+        for name, limit in zip("ab", limits, strict=True)
+    ]
+    policy = RetryPolicy(failover_after_wait=0.05)
+    threading.Timer(0.2, held[1].succeeded).start()  # type: ignore[union-attr]
+    began = time.monotonic()
+    router = RetryRouter(routes=routes, retry_policy=policy)
+    assert router.invoke("hi").text == "b"
+    assert time.monotonic() - began < 20
+
+
+def test_a_route_that_fails_quickly_is_not_the_fastest(twin: Twin) -> None:
+    """Only answers are fast; a failure counts as slower than the slowest of them."""
+    clock = FakeClock()
+
+    def slowly(_: Any) -> ChatResult:
+        clock.advance(2)
+        return HELLO
+
+    sick = Odd(results=[Exception("no")])
+    router = RetryRouter(
+        routes=[sick, Odd(results=[slowly])],
+        strategy="least_latency",
+        breaker_settings=None,
+        retry_policy=ONCE,
+        clock=clock,
+        seed=1,
+    )
+    for _ in range(30):
+        twin.invoke(router, "hi")
+    assert len(sick.asked) <= 3
+
+
+# --- copies ---
+
+
+def test_a_copy_with_other_routes_is_a_new_router(twin: Twin) -> None:
+    """Its breakers and strategy are of its own routes; other copies share them."""
+    first, second, third = (Odd(results=[answer(name)]) for name in "abc")
+    router = router_of(first, second, strategy="round_robin")
+    copy = router.model_copy(update={"routes": [third]})
+    assert [twin.invoke(copy, "hi").text for _ in range(2)] == ["c", "c"]
+    turned = router.model_copy(update={"strategy": "priority"})
+    assert [twin.invoke(turned, "hi").text for _ in range(2)] == ["a", "a"]
+    shared = router.model_copy(update={"max_cost": None})
+    assert [twin.invoke(one, "hi").text for one in (router, shared)] == ["a", "b"]
+
+
+def test_a_failure_is_told_once() -> None:
+    """Though it was to be retried, and the time for that was over then."""
+    clock = FakeClock()
+    policy = RetryPolicy(deadline=10, on_retry=lambda _: clock.advance(20))
+    with FaultyGateway() as one, FaultyGateway() as two:
+        one.always(Status(401))
+        two.always(Status(503))
+        routes: list[ChatOpenAI] = [chat_openai(one), chat_openai(two)]
+        router = RetryRouter(routes=routes, retry_policy=policy, clock=clock)
+        with pytest.raises(RetryRouterError) as caught:
+            router.invoke("hi")
+    assert len({id(error) for error in caught.value.others}) == 1
+    assert len(caught.value.others) == 1
