@@ -260,7 +260,7 @@ class Integration:
         strict_with_format: Whether tools must be strict if a `response_format` is bound
             with them, but not in the Responses API. Old versions of langchain-openai
             leave that to LangChain's agents.
-        no_format_with_tools: A pattern of the models that refuse tools beside a format
+        no_format_with_tools: A pattern of the models that refuse tools with a format
             for the answer (Google's and Groq's documentation of structured output).
         prefill: A pattern of the models that continue a last message of the assistant.
         prefill_kwargs: What such a message needs in its `additional_kwargs`.

@@ -493,12 +493,9 @@ class CallState(CallLog):
 
     def resume(self) -> bool:
         """Whether an interrupted stream may be continued, and on which route."""
-        has_next = self.remaining() > 0 and (
-            self.failover() or self._resort() is not None
-        )
-        if has_next:  # What follows may be refused, and has not broken off then.
-            self.decision = None
-        return has_next
+        self.decision = None  # What follows may be refused, and breaks nothing off.
+        is_late = self.remaining() <= 0
+        return not is_late and (self.failover() or self._resort() is not None)
 
     def hedge(self, may_send: Callable[[int], bool]) -> int | None:
         """Begin an attempt on the next open route while the current one goes on.

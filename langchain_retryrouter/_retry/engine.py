@@ -91,7 +91,7 @@ class RetryContext:
         ends_call: Whether the call is over when the engine is; otherwise the caller
             calls `CallState.end`.
         continues: The error of a stream that broke off, which the next attempt goes on
-            with: it is told like one that an attempt follows.
+            with: listeners hear of it as of one that an attempt follows.
     """
 
     call_state: CallState
@@ -384,7 +384,7 @@ class RetryController:
         return decision.delay if isinstance(decision, Retry) else 0.0
 
     def continued(self, retrying: Any) -> RetryCallState | None:
-        """What listeners are told of a stream that the next attempt continues."""
+        """What listeners hear of a stream that the next attempt continues."""
         if (error := self.context.continues) is None:
             return None
         state = RetryCallState(retrying, None, (), {})

@@ -121,7 +121,7 @@ def refuse_given_up() -> None:
     """Do nothing more in a thread whose caller has given it up.
 
     Raises:
-        APIConnectionError: It has; nobody sees this.
+        APIConnectionError: It has; no caller sees this.
     """
     if (job := WORKER_JOB.get()) is not None and job.is_given_up:
         msg = "the attempt was given up"

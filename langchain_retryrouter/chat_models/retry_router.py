@@ -635,7 +635,7 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
         models = [route.model for route in self.routes]
         profile = preflight.common_profile([model.profile for model in models])
         if profile is not None and not all(map(takes_format_with_tools, models)):
-            # LangChain's agents would ask for the format beside their tools.
+            # LangChain's agents would ask for the format together with their tools.
             profile.pop("structured_output", None)
         return profile
 
