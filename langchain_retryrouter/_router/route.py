@@ -396,13 +396,17 @@ class Route(Serializable):
     @property
     def identity(self) -> dict[str, Any]:
         """The type, settings and address of the model, for the keys of caches."""
-        model = self.model
-        addresses = {name: getattr(model, name, None) for name in _ADDRESSES}
         return {
-            "type": model._llm_type,  # noqa: SLF001
-            "address": name_hash(addresses) if any(addresses.values()) else None,
-            **model._identifying_params,  # noqa: SLF001
+            "type": self.model._llm_type,  # noqa: SLF001
+            **self._address,
+            **self.model._identifying_params,  # noqa: SLF001
         }
+
+    @functools.cached_property
+    def _address(self) -> dict[str, str]:
+        """Tells servers apart, without what a URL may hold."""
+        addresses = [getattr(self.model, name, None) for name in _ADDRESSES]
+        return {"address": name_hash(*addresses)} if any(addresses) else {}
 
     @functools.cached_property
     def is_own(self) -> bool:
