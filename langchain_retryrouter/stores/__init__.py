@@ -107,7 +107,8 @@ class Scope:
 def read_scope(kind: str, name: str, record: Record, now: int) -> Scope:
     """A record as a `Scope`."""
     facts: dict[str, Any] = {}
-    listed: dict[str, list[Any]] = {"p": [], "v": [], "c": [], "w": [], "n": []}
+    # Besides, what single objects have said: it is in the sum.
+    listed: dict[str, list[Any]] = {prefix: [] for prefix in "pvcwstu"}
     for field, value in sorted(record.items()):
         prefix, colon, who = field.partition(":")
         if colon and prefix in listed:
@@ -131,7 +132,7 @@ def read_scope(kind: str, name: str, record: Record, now: int) -> Scope:
             "prober": facts.get("lease_by") if lease else None,
             "votes": listed["v"],
         }
-    for hidden in ("at", "made"):
+    for hidden in ("at", "base"):
         facts.pop(hidden, None)
     if kind == "limit":
         facts |= {"permits": sum(listed["c"]), "waiting": listed["w"]}
