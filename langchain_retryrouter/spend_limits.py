@@ -73,12 +73,13 @@ class SpendLimit(Shareable):
     Thread-safe, for threads and event loops together. Copies of a model share it; a
     pickle has the numbers, and what was spent.
 
-    With a `store`, limits of the same `name` in all processes are one. Each process
-    leases its money in the background, in parts of a fiftieth of its share, or what one
-    attempt needs, and gives back what it does not use; only an attempt that needs more
-    waits for the store. Each process may overrun its lease by the
-    under-estimate of one attempt, which it charges to the others at once. While the
-    store is away, a process has its lease, and its share of what was left.
+    With a `store`, limits of the same `name` and period in all processes are one. Each
+    process leases its money in the background, in parts of a fiftieth of its share, or
+    what one attempt needs, and gives back what it does not use, also when the store is
+    closed, and at the end of the program; only an attempt that needs more waits for the
+    store. Each process may overrun its lease by the under-estimate of one attempt,
+    which it charges to the others at once. While the store is away, a process has its
+    lease, and its share of what was left. Periods are those of the processes' clocks.
 
     Example:
         ```python

@@ -2,7 +2,7 @@
 
 Give one store to all models that protect the same providers: `RetryRouter(store=...)`,
 `GPTRouter(store=...)`, `OpenAI(store=...)`; or to a single `CircuitBreaker`,
-`RetryBudget` or `RateLimit`, with a `name`. Decisions stay local: a call reads what
+`RetryBudget`, `RateLimit` or `SpendLimit`, with a `name`. Decisions stay local: a call reads what
 this process knows, and a thread exchanges it with the other processes. The page
 `docs/fleet.md` says what is shared.
 

@@ -16,6 +16,7 @@ from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.testing import FakeClock, FaultyGateway
 from tests.support.interleavings import LuaAndPython
 from tests.unit_tests.stores.conftest import (
+    LateStore,
     Processes,
     RefusingStore,
     SilentStore,
@@ -200,21 +201,6 @@ def test_a_record_forgets_silent_objects_and_not_what_they_have() -> None:
     assert reply[1:3] == [1, pytest.approx(61)]
     kept = {field for field in both.record if field[:2] in {"t:", "u:"}}
     assert kept == {"t:p0#0", "u:p0#0"}
-
-
-class LateStore(MemoryStore):
-    """Does what it is asked, and its answers are lost, as those of a slow Redis."""
-
-    is_late = True
-
-    def submit(self, *args: Any) -> bool:
-        operation, name, arguments, *on_reply = args
-        if not self.is_late:
-            return super().submit(*args)
-        super().submit(operation, name, arguments)
-        for one in on_reply:
-            one(None)
-        return True
 
 
 def seconds_later(clock: FakeClock, store: MemoryStore, seconds: int = 2) -> None:
