@@ -2,9 +2,9 @@
 
 Give one store to all models that protect the same providers: `RetryRouter(store=...)`,
 `GPTRouter(store=...)`, `OpenAI(store=...)`; or to a single `CircuitBreaker`,
-`RetryBudget`, `RateLimit` or `SpendLimit`, with a `name`. Decisions stay local: a call reads what
-this process knows, and a thread exchanges it with the other processes. The page
-`docs/fleet.md` says what is shared.
+`RetryBudget`, `RateLimit` or `SpendLimit`, with a `name`. Decisions stay local: a call
+reads what this process knows, and a thread exchanges it with the other processes. The
+page `docs/fleet.md` says what is shared.
 
 The package's own classes know a store as the protocol `Store` of the module `_shared`,
 which says how to write another kind of shared object.
@@ -92,9 +92,10 @@ class Scope:
             `why`, `prober` (the process that has the probe), `votes` (processes). Of
             a limit: what is left of `requests`, `tokens` and `input_tokens` and was
             leased to no process, each with its number `..._per_minute`; the `permits`
-            that processes hold, and those that are `waiting`. Of others: their fields;
-            those that end in `_until` as seconds from now, under a name that ends in
-            `_for`.
+            that processes hold, and those that are `waiting`. Of money, whose name ends
+            with its period: what all have `taken`, spent or leased. Of others: their
+            fields; those that end in `_until` as seconds from now, under a name that
+            ends in `_for`.
         processes: The processes that use it.
     """
 
