@@ -110,7 +110,7 @@ class RetriedModel(SharingModel):
         self.breaker = self.breaker or CircuitBreaker(clock=self.clock)
         self.breaker.join(self.store, name)
         if self.budget is not None:
-            self.budget.join(self.store, "budget")
+            self.budget.join(self.store, name)
         if self.rate_limit is not None:
             self.rate_limit.join(self.store, name)
 

@@ -18,6 +18,11 @@ How to share something over a store, which the class `Shareable` prepares:
   `MemoryStore` before `submit` returns, else in the store's thread.
 * `store.wake()` before each use, since a fork or `close()` stops the store's threads;
   a `MemoryStore` has none, and asks what it watches then.
+* The last `store.close()`, and the end of the program, call `shareable.leave()`, which
+  submits what it gives back. What is watched may be used again afterwards.
+
+Whether an operation was done is not known if its reply is late: Redis may have done it,
+or do it later. So what must not count twice is said as a total, or has a number.
 
 A reply is a list of numbers and strings; if its first item is 1 all that is shared
 under this name, in all processes, gets it as well. A record is kept for an hour after
@@ -134,7 +139,9 @@ def process_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
-_numbers: Final = itertools.count()
+numbers: Final = itertools.count()
+"""Of objects that are shared, each of its own in this process."""
+
 _forkable: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
 
@@ -189,14 +196,14 @@ class Shareable(OneForAll, Locked):
 
     _operation: ClassVar[Operation]
     _kind: ClassVar[str] = "limit"  # In error messages.
+    _store: Store | None = None
 
     def __init__(self, name: str) -> None:
         """Not shared over a store so far."""
         require("name", name, "a string", is_met=isinstance(name, str))
         super().__init__()
         self.name = name
-        self.number = next(_numbers)  # Tells it from others of its name here.
-        self._store: Store | None = None
+        self.number = next(numbers)  # Tells it from others of its name here.
 
     def _use(self, store: Store | None) -> None:
         """Use the store that was given, if there is one.
@@ -233,6 +240,11 @@ class Shareable(OneForAll, Locked):
         """Begin with nothing that the store has said or granted."""
 
     @property
+    def store(self) -> Store | None:
+        """Where it is shared with other processes; None if it is not."""
+        return self._store
+
+    @property
     def record(self) -> tuple[str, str]:
         """The kind and the name of its record."""
         return self._operation.name, self.name
@@ -250,8 +262,10 @@ class Shareable(OneForAll, Locked):
         self, args: list[Any], on_reply: Callable[[Reply | None], None]
     ) -> None:
         """Run the operation on the record; None is the reply if the store is away."""
-        store, what = self._store, self._operation
-        if store is not None and not store.submit(what, self.name, args, on_reply):
+        store, (_, name) = self._store, self.record
+        if store is not None and not store.submit(
+            self._operation, name, args, on_reply
+        ):
             on_reply(None)
 
     def refresh(self) -> None:
@@ -260,6 +274,9 @@ class Shareable(OneForAll, Locked):
     def learned(self, reply: Reply) -> None:
         """Take note of what any process has announced; called by the store."""
 
+    def leave(self) -> None:
+        """Submit what is given back; called by a store that ends its threads."""
+
 
 # --- what operations have in common ---------------------------------------------------
 
@@ -267,6 +284,8 @@ PRESENCE: Final = 30_000
 """Milliseconds after which a process that was not seen does not count any more."""
 
 _MOST_PROCESSES: Final = 64  # Beyond so many, presence is not counted.
+_MOST_OBJECTS: Final = 100  # Beyond so many, a record forgets the silent ones,
+_SILENCE: Final = 3_600_000  # after so many milliseconds.
 
 LUA_COMMON: Final = """
 local function count(prefix, since)
@@ -283,6 +302,19 @@ local function count_processes(process)
   if not seen and members < 64 then members, seen = members + 1, 0 end
   if seen and now - seen > 10000 then r['p:' .. process] = now end
   return members
+end
+local function gone(me)
+  if now - (r['u:' .. me] or 0) > 60000 then r['u:' .. me] = now end
+  local known, found = 0, {}
+  for field, at in pairs(r) do
+    if string.sub(field, 1, 2) == 'u:' then
+      known = known + 1
+      if at < now - 3600000 then found[#found + 1] = string.sub(field, 3) end
+    end
+  end
+  if known <= 100 then return {} end
+  for _, who in ipairs(found) do r['u:' .. who] = nil end
+  return found
 end
 """
 
@@ -304,6 +336,17 @@ def _count_processes(r: Record, now: int, process: str) -> int:
     if seen is not None and now - seen > PRESENCE / 3:
         r[f"p:{process}"] = now
     return members
+
+
+def _gone(r: Record, now: int, me: str) -> list[str]:
+    """Note that an object is there; of many those that were silent for an hour."""
+    if now - r.get(f"u:{me}", 0) > _SILENCE / 60:
+        r[f"u:{me}"] = now
+    known = [field[2:] for field in r if field.startswith("u:")]
+    if len(known) <= _MOST_OBJECTS:
+        return []
+    _count(r, "u:", now - _SILENCE)
+    return [who for who in known if f"u:{who}" not in r]
 
 
 # --- circuit breakers -----------------------------------------------------------------
@@ -473,24 +516,40 @@ and lease, the number of the granted lease or 0, processes, why it is open."""
 
 # --- retry budgets --------------------------------------------------------------------
 
+# A message that was not answered is sent again, with its number; `s:` is the last one
+# of each object, so that none counts twice.
 _LUA_BUDGET: Final = """
-local process, capacity, delta = unpack(a)
+local me, number, capacity, delta = unpack(a)
+for _, who in ipairs(gone(me)) do r['s:' .. who] = nil end
+if number > (r['s:' .. me] or 0) then
+  r['s:' .. me] = number
+else
+  delta = 0
+end
 r.capacity = capacity
 r.tokens = math.max(-capacity, math.min(capacity, (r.tokens or capacity) + delta))
-return {delta < 0 and 1 or 0, r.tokens, count_processes(process)}
+local members = count_processes(string.match(me, '^[^#]*'))
+return {delta < 0 and 1 or 0, r.tokens, members}
 """
 
 
 def _budget(r: Record, now: int, a: list[Any]) -> Reply:
-    process, capacity, delta = a
+    me, number, capacity, delta = a
+    for who in _gone(r, now, me):
+        r[f"s:{who}"] = None
+    if number > r.get(f"s:{me}", 0):
+        r[f"s:{me}"] = number
+    else:
+        delta = 0
     tokens = max(-capacity, min(capacity, r.get("tokens", capacity) + delta))
     r.update(capacity=capacity, tokens=tokens)
-    return [int(delta < 0), tokens, _count_processes(r, now, process)]
+    members = _count_processes(r, now, me.partition("#")[0])
+    return [int(delta < 0), tokens, members]
 
 
 BUDGET: Final = Operation("budget", _LUA_BUDGET, _budget)
-"""The tokens of one name. Arguments: process, capacity, and what to add. Reply:
-changed, tokens, processes."""
+"""The tokens of one name. Arguments: `process#number`, the number of the message,
+capacity, and what to add. Reply: changed, tokens, processes."""
 
 
 # --- rate limits ----------------------------------------------------------------------
@@ -599,58 +658,71 @@ processes, how many others are hungry, permits, and what is granted of each kind
 
 # --- spend limits ---------------------------------------------------------------------
 
-# taken: what processes have leased and not given back, in the window that began at
-# `window`, by their clocks. A late process gets nothing of a window that is over. made:
-# when it was first used. A process that knows another time has leased from a record
-# that was lost, and has what it leased counted again, once: `n:` says that it was.
+# t: what each object has in total, spent or leased, in the window that began at
+# `window`, by its clock; base: the same of those that have left, or are forgotten. Each
+# message says the total anew, so one that is lost, or was done and not answered, or was
+# forgotten by Redis, is made good by the next. An object that has left comes back under
+# another number. A late one gets nothing of a window that is over.
 _LUA_SPEND: Final = """
-local me, window, ends, amount, delta, is_forced, made, total = unpack(a)
+local me, window, ends, amount, total, more, has_left = unpack(a)
+local mine, process = 't:' .. me, string.match(me, '^[^#]*')
+local members, granted, is_news = count_processes(process), 0, 0
 if window > (r.window or 0) then
-  r.window, r.taken, r.made = window, 0, now
-  count('n:', math.huge)
+  count('t:', math.huge)
+  count('u:', math.huge)
+  r.window, r.base, r.taken = window, 0, 0
 end
-local granted = 0
 if window == r.window then
-  if total > 0 and made ~= (r.made or 0) and not r['n:' .. me] then
-    r.taken, r['n:' .. me] = r.taken + total, now
+  for _, who in ipairs(gone(me)) do
+    r.base, r['t:' .. who] = r.base + (r['t:' .. who] or 0), nil
   end
-  granted = delta
-  if delta > 0 and is_forced == 0 then
-    granted = math.max(0, math.min(delta, amount - r.taken))
+  local others = r.base
+  for field, value in pairs(r) do
+    if string.sub(field, 1, 2) == 't:' and field ~= mine then
+      others = others + value
+    end
   end
-  r.taken = math.max(0, r.taken + granted)
+  if total > (r[mine] or 0) then is_news = 1 end
+  granted = math.max(0, math.min(more, amount - others - total))
+  r[mine], r.taken = total + granted, others + total + granted
   r.window_until = now + ends
+  if has_left == 1 then
+    r.base, r[mine], r['u:' .. me] = r.base + total + granted, nil, nil
+    r['p:' .. process] = nil
+  end
 end
-local members = count_processes(string.match(me, '^[^#]*'))
-return {is_forced, granted, r.taken, members, r.window, r.made or 0}
+return {is_news, granted, r.taken, members, r.window}
 """
 
 
 def _spend(r: Record, now: int, a: list[Any]) -> Reply:
-    me, window, ends, amount, delta, is_forced, made, total = a
+    me, window, ends, amount, total, more, has_left = a
+    mine, process = f"t:{me}", me.partition("#")[0]
+    members, granted, is_news = _count_processes(r, now, process), 0, 0
     if window > r.get("window", 0):
-        r.update(window=window, taken=0, made=now)
-        _count(r, "n:", math.inf)
-    granted = 0
+        _count(r, "t:", math.inf)
+        _count(r, "u:", math.inf)
+        r.update(window=window, base=0, taken=0)
     if window == r["window"]:
-        if total > 0 and made != r.get("made", 0) and f"n:{me}" not in r:
-            r["taken"] += total
-            r[f"n:{me}"] = now
-        granted = delta
-        if delta > 0 and not is_forced:
-            granted = max(0, min(delta, amount - r["taken"]))
-        taken = max(0, r["taken"] + granted)
-        r.update(taken=taken, window_until=now + ends)
-    members = _count_processes(r, now, me.partition("#")[0])
-    return [is_forced, granted, r["taken"], members, r["window"], r.get("made", 0)]
+        for who in _gone(r, now, me):
+            r["base"] += r.pop(f"t:{who}", 0)
+        totals = (r[f] for f in r if f.startswith("t:") and f != mine)
+        others = r["base"] + sum(totals)
+        is_news = int(total > r.get(mine, 0))
+        granted = max(0, min(more, amount - others - total))
+        r.update({mine: total + granted}, taken=others + total + granted)
+        r["window_until"] = now + ends
+        if has_left:
+            r.update({"base": r["base"] + total + granted, mine: None})
+            r.update({f"u:{me}": None, f"p:{process}": None})
+    return [is_news, granted, r["taken"], members, r["window"]]
 
 
 SPEND: Final = Operation("spend", _LUA_SPEND, _spend)
-"""The money of one name. Arguments: `process#number`, the window's beginning and its
-end in milliseconds, the amount, what to take (below 0: to give back), 1 if it is spent
-in any case, and what the object knows: when the record was made, and its lease. Reply:
-whether it is forced, what was taken, what all have taken, processes, the window, and
-when the record was made."""
+"""The money of one name and period. Arguments: `process#number`, the window's beginning
+and its end in milliseconds, the amount, what the object has spent or leased in all, how
+much more it asks for, and 1 if it leaves. Reply: whether it has more than was known,
+what was granted, what all have taken, processes, and the window."""
 
 
 # --- names ----------------------------------------------------------------------------

@@ -383,8 +383,10 @@ class RetryBudget(Shareable):
             require(number, value, allowed, is_met=is_number(value))
         super().__init__(name)
         self._tokens = float(capacity)
-        self._unsent = 0.0  # Taken (below 0) or given, and not sent to the store.
-        self._sent = 0.0  # The same, sent and not answered.
+        self._unsent = 0.0  # Taken (below 0) or given, and in no message so far.
+        self._message = 0  # The number of the last message to the store.
+        self._sent = 0.0  # What that one said, if the store may not know it.
+        self._is_asking = False  # Whether its answer may still come.
         self._taken = 0.0  # What was taken since its last answer.
         self._processes = 1
         self._use(store)
@@ -442,29 +444,40 @@ class RetryBudget(Shareable):
         """This is the child of a fork: what is not sent is the parent's."""
         super().forked()
         self._unsent = self._sent = self._taken = 0.0
+        self._is_asking = False
 
     def refresh(self) -> None:
-        """Tell the store what it does not know, at once or each second."""
+        """Tell the store what it does not know, at once or each second.
+
+        What was not answered is sent again under the same number, since the store may
+        know it already; the rest waits for that.
+        """
         store = self._store
-        if store is None:
-            return
         with self._lock:
-            capacity, change = self._settings["capacity"], self._unsent
-            # While the store was away, others had their own tokens.
-            change = max(-capacity, min(capacity, change))
-            self._sent, self._unsent = self._sent + change, 0.0
+            if store is None or self._is_asking:
+                return
+            self._is_asking, capacity = True, self._settings["capacity"]
+            if self._unsent and not self._sent:
+                # While the store was away, others had their own tokens.
+                self._sent = max(-capacity, min(capacity, self._unsent))
+                self._unsent = 0.0
+                self._message += 1
+            me = f"{store.process}#{self.number}"
+            args = [me, self._message, capacity, self._sent]
 
         def on_reply(reply: Reply | None) -> None:
             with self._lock:
-                self._sent -= change
-                if reply is None:
-                    self._unsent += change
-                else:
-                    self._taken = -min(0.0, self._sent + self._unsent)
+                self._is_asking = False
+                if reply is not None:
+                    self._sent = 0.0
+                    self._taken = -min(0.0, self._unsent)
+                is_left = reply is not None and self._unsent < 0
             if reply is not None:
                 self.learned(reply)
+            if is_left:  # What was taken in between is said at once.
+                self.refresh()
 
-        self._submit([store.process, capacity, change], on_reply)
+        self._submit(args, on_reply)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The numbers, the tokens left, and the store."""

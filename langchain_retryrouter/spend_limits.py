@@ -19,6 +19,7 @@ from langchain_retryrouter._shared import (
     Shareable,
     Store,
     is_positive,
+    numbers,
     require,
 )
 from langchain_retryrouter.circuit_breaker import Refusal
@@ -72,12 +73,13 @@ class SpendLimit(Shareable):
     Thread-safe, for threads and event loops together. Copies of a model share it; a
     pickle has the numbers, and what was spent.
 
-    With a `store`, limits of the same `name` in all processes are one. Each process
-    leases its money in the background, in parts of a fiftieth of its share, or what one
-    attempt needs, and gives back what it does not use; only an attempt that needs more
-    waits for the store. Each process may overrun its lease by the
-    under-estimate of one attempt, which it charges to the others at once. While the
-    store is away, a process has its lease, and its share of what was left.
+    With a `store`, limits of the same `name` and period in all processes are one. Each
+    process leases its money in the background, in parts of a fiftieth of its share, or
+    what one attempt needs, and gives back what it does not use, also when the store is
+    closed, and at the end of the program; only an attempt that needs more waits for the
+    store. Each process may overrun its lease by the under-estimate of one attempt,
+    which it charges to the others at once. While the store is away, a process has its
+    lease, and its share of what was left. Periods are those of the processes' clocks.
 
     Example:
         ```python
@@ -165,7 +167,7 @@ class SpendLimit(Shareable):
                 spare = self._leased - self._spent - self._held
                 asks, needed = spare < self._chunk() / 2, 0.0
         if asks and self._store is not None and self._store.is_up:
-            self._lease(needed)
+            self._tell(needed=needed)
         if one is not None:
             return one
         with self._lock:  # A `MemoryStore` has answered.
@@ -185,7 +187,8 @@ class SpendLimit(Shareable):
     def _may_lease(self, price: Price) -> bool:
         """Whether the store may have what an attempt needs, as far as is known."""
         was_refused = self._refused_at >= self._clock.time() - _ASK_AGAIN
-        may_lease = self._is_answering() and (self._is_asking or not was_refused)
+        is_told = self._message is not None
+        may_lease = self._is_answering() and (is_told or not was_refused)
         return may_lease and price.estimate <= self.amount
 
     def _refusal(self, price: Price) -> Refusal:
@@ -221,7 +224,11 @@ class SpendLimit(Shareable):
         """Whether the store is there, and does what it is asked."""
         if self._store is None or not self._store.is_up or self._has_failed:
             return False
-        return not self._is_asking or self._clock.monotonic() - self._asked_at < _LOST
+        return self._message is None or not self._is_lost()
+
+    def _is_lost(self) -> bool:
+        """Whether the last message is not answered any more."""
+        return self._clock.monotonic() - self._told_at >= _LOST
 
     def settle(self, one: SpendReservation, cost: float) -> None:
         """Count what an attempt has cost, in the period in which it began."""
@@ -233,8 +240,8 @@ class SpendLimit(Shareable):
                 self._spent += cost
             one.period = None
             excess = self._spent - self._leased
-        if self._store is not None and excess > _ROUNDING:
-            self._tell(excess)
+        if excess > _ROUNDING:
+            self._tell()
 
     def _roll(self) -> None:
         """Begin the next period if this one is over."""
@@ -265,76 +272,105 @@ class SpendLimit(Shareable):
 
     # --- over a store ---
 
+    @property
+    def record(self) -> tuple[str, str]:
+        """The kind and the name of its record: each period has one of its own."""
+        per, names = self.per, {value: name for name, value in _SECONDS.items()}
+        period = per if isinstance(per, str) else names.get(per, f"{float(per)} s")
+        return self._operation.name, f"{self.name} per {period}"
+
     def _forget_store(self) -> None:
+        self.number = next(numbers)  # What it had under the old one stays counted.
         self._leased = self._others = 0.0
-        self._made = 0  # When the record was made of which it has leased.
-        self._is_asking = self._has_failed = self._was_used = False
-        self._asked_at = -math.inf
+        self._message: object = None  # The one that is not answered yet.
+        self._has_failed = self._was_used = False
+        self._told_at = -math.inf
         self._refused_at = -math.inf  # When the store had no more.
 
     def _chunk(self) -> float:
         return self.amount / _PARTS / self._processes
 
-    def _lease(self, needed: float) -> None:
-        """Ask the store for money, unless that is under way."""
-        with self._lock:
-            if self._is_asking:
-                return
-            self._is_asking, self._asked_at = True, self._clock.monotonic()
-            missing = self._spent + self._held + needed - self._leased
-            more = max(missing, self._chunk())
-        self._tell(more, is_lease=True)
+    def _tell(self, *, kept: float = math.inf, needed: float | None = None) -> None:
+        """Say what this has in total, unless the last message is not answered yet.
 
-    def _tell(self, delta: float, *, is_lease: bool = False) -> None:
-        """Ask for a lease, or say what was spent beyond it, or is given back."""
-        store = self._store
-        if store is None:
-            return
+        It gives back what is neither in use nor `kept`. With `needed` it asks for so
+        much more than it has spent and holds, and a part ahead.
+        """
         with self._lock:
-            began, ends = self._began, int(1000 * (self._ends - self._clock.time()))
-            known = [self._made, self._leased]
-            if not is_lease:
-                self._leased += delta
+            store = self._store
+            if store is None or not (self._message is None or self._is_lost()):
+                return
+            used = self._spent + self._held
+            total = max(self._spent, min(self._leased, used + kept))
+            more = 0.0 if needed is None else max(used + needed - total, self._chunk())
+            self._leased = min(self._leased, total)
+            self._has_failed = self._has_failed or self._message is not None
+            self._message = message = object()
+            self._told_at = self._clock.monotonic()
+            args = self._args(store, total, more)
 
         def on_reply(reply: Reply | None) -> None:
             with self._lock:
-                is_current = began == self._began
-                self._is_asking = self._is_asking and not is_lease
                 self._has_failed = reply is None
-                if reply is None and is_current and not is_lease:
-                    self._leased -= delta  # It is reported again.
-                elif reply is not None and is_current:
-                    self._made = reply[5]
-                    self._leased += reply[1] if is_lease else 0.0
-                    if is_lease and reply[1] < delta:
+                if self._message is not message:
+                    return  # Its period is over, or this has left.
+                self._message = None
+                if reply is not None:
+                    self._leased = total + reply[1]
+                    if reply[1] < more - _ROUNDING:
                         self._refused_at = self._clock.time()
             if reply is not None:
                 self.learned(reply)
 
-        me, is_forced = f"{store.process}#{self.number}", delta > 0 and not is_lease
-        args = [me, began, ends, self.amount, delta, int(is_forced), *known]
         self._submit(args, on_reply)
+
+    def _args(
+        self, store: Store, total: float, more: float = 0.0, has_left: int = 0
+    ) -> list[Any]:
+        me, ends = f"{store.process}#{self.number}", self._ends - self._clock.time()
+        return [me, self._began, int(1000 * ends), self.amount, total, more, has_left]
 
     def refresh(self) -> None:
         """Give back what is not used, each second, and ask what the others have."""
         with self._lock:
             self._roll()
-            excess = self._spent - self._leased
             kept = self._chunk() if self._was_used else 0.0
             self._was_used = False
-        if excess <= _ROUNDING:  # Else it was spent while the store was away.
-            excess = min(0.0, excess + self._held + kept)
-        self._tell(excess)
+        self._tell(kept=kept)
 
     def learned(self, reply: Reply) -> None:
         """Take over what all processes have."""
-        _, _, taken, processes, window, _ = reply
+        _, _, taken, processes, window = reply
         with self._lock:
             self._processes = max(1, processes)
             if window == self._ends:  # It has begun by another process's clock.
                 self._begin(window)
             if window == self._began:
                 self._others = max(0.0, taken - self._leased)
+
+    def leave(self) -> None:
+        """Give back what is neither spent nor held; the rest is as others' from now on.
+
+        What attempts in flight will cost is not known any more: they count with the
+        most that they can come to.
+        """
+        with self._lock:
+            self._roll()
+            store, total = self._store, self._spent + self._held
+            has_nothing = max(self._leased, total) == 0.0
+            if store is None or not store.is_up or has_nothing:
+                return  # What was spent without the store is said when it is back.
+            args, others = self._args(store, total, has_left=1), self._others + total
+            self._spent = 0.0
+            self._forget_attempts()
+            self._forget_store()
+            self._others = others
+        self._submit(args, lambda _: None)  # This may be collected now.
+
+    def __del__(self) -> None:
+        """Give back the lease."""
+        if self._store is not None:
+            self.leave()
 
     def forked(self) -> None:
         """This is the child of a fork: the parent keeps the attempts and the lease."""

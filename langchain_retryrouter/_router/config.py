@@ -29,7 +29,7 @@ from langchain_retryrouter._providers.integrations import (
     provider_string,
 )
 from langchain_retryrouter._router.models import init_model
-from langchain_retryrouter._router.route import Route
+from langchain_retryrouter._router.route import Route, router_scope
 from langchain_retryrouter._secrets import SHORTEST_SECRET, redact_text, shown
 from langchain_retryrouter.circuit_breaker import CircuitBreakerSettings
 from langchain_retryrouter.failures import FailureAction, FailureKind
@@ -665,6 +665,8 @@ def _fields_of(config: _Config, made: Any, place: Place, store: Any) -> dict[str
     """The fields that are not as they would be anyway, as data."""
     data: dict[str, Any] = {}
     source = made.source or {}
+    routes = getattr(made, "routes", None)
+    scope = made.scope if routes is None else router_scope(r.scope for r in routes)
     for name, field in type(made).model_fields.items():
         value = getattr(made, name)
         if name == "metadata" and value:  # LangChain's, of its own version.
@@ -676,8 +678,7 @@ def _fields_of(config: _Config, made: Any, place: Place, store: Any) -> dict[str
             value = _numbers_of(value)
             if value.get("store", _NONE) is store:  # It has joined that of the router.
                 del value["store"]
-                given = {"budget", "router", getattr(made, "scope", "")}
-                if value.get("name") in given:
+                if value.get("name") == scope:
                     del value["name"]
         elif name == "breaker_settings":
             value = False if value is None else dict(value)

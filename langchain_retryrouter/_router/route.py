@@ -20,6 +20,7 @@ from collections.abc import (
     Callable,
     Generator,
     Hashable,
+    Iterable,
     Mapping,
     Sequence,
 )
@@ -745,6 +746,14 @@ def scope_of(name: str, model: Any, *asked: Any) -> str:
     """What a route's breaker and limits are shared under, the same in all processes."""
     addresses = [getattr(model, one, None) for one in _ADDRESSES]
     return f"{name} {name_hash(type(model).__name__, *asked, *addresses)}"
+
+
+def router_scope(scopes: Iterable[str]) -> str:
+    """What a router's own budget and limits are shared under: a hash of its routes.
+
+    In whichever order it asks them.
+    """
+    return f"router {name_hash(*sorted(scopes))}"
 
 
 def _is_strict(bound: Any) -> bool:

@@ -15,7 +15,12 @@ from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._retry.health import RouteHealth, RouteState
 from langchain_retryrouter._router.limits import OutputSizes, no_price
 from langchain_retryrouter._router.preflight import TokenCounter
-from langchain_retryrouter._router.route import Accept, Route, rate_limits_of
+from langchain_retryrouter._router.route import (
+    Accept,
+    Route,
+    rate_limits_of,
+    router_scope,
+)
 from langchain_retryrouter._router.strategies import RouteOrder
 from langchain_retryrouter._secrets import shown
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
@@ -102,14 +107,15 @@ class RouterMemory:
             return
         shared: list[tuple[Any, str]] = []
         for route, state in zip(router.routes, self.route_states, strict=True):
-            shared += [
-                (one, route.scope) for one in (state.breaker, *rate_limits_of(route))
-            ]
-        shared += [(router.budget, "budget"), (router.rate_limit, "router")]
+            own = (state.breaker, *rate_limits_of(route), route.spend_limit)
+            shared += [(one, route.scope) for one in own]
+        scope = router_scope(route.scope for route in router.routes)
+        of_all = (router.budget, router.rate_limit, router.spend_limit)
+        shared += [(one, scope) for one in of_all]
         if all(one is None for one, _ in shared):
             msg = (
                 f"store={router.store!r} has nothing to share, since the router has no"
-                " breakers (breaker_settings=None), no budget and no rate limit"
+                " breakers (breaker_settings=None), no budget and no limit"
             )
             raise TypeError(msg)
         for one, name in shared:

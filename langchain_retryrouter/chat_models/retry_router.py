@@ -147,9 +147,10 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     store: Any = Field(default=None, exclude=True, repr=False)
     """Where other processes learn what this router learns, and the other way round.
 
-    A `stores.RedisStore`, its URL, or a `stores.MemoryStore`. Each route's breaker is
-    shared under the route's name and what it asks; the budget under its name, or else
-    "budget". A store of your own is yours to close.
+    A `stores.RedisStore`, its URL, or a `stores.MemoryStore`. Each route's breaker and
+    limits are shared under the route's name and what it asks; the budget and the limits
+    of all routes among routers with the same routes. Those with a `name` keep it. A
+    store of your own is yours to close.
     """
 
     breaker_settings: CircuitBreakerSettings | None = Field(

@@ -51,7 +51,7 @@ from langchain_retryrouter._retry.timeouts import (
 from langchain_retryrouter._router import setup
 from langchain_retryrouter._router.models import init_by_name
 from langchain_retryrouter._router.outcomes import lead_of
-from langchain_retryrouter._router.route import rate_limits_of, scope_of
+from langchain_retryrouter._router.route import rate_limits_of, router_scope, scope_of
 from langchain_retryrouter._secrets import check_number, shown
 from langchain_retryrouter._shared import is_hook, require
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
@@ -241,18 +241,19 @@ class EmbeddingsRouter(SharingModel, Embeddings):
     @functools.cached_property
     def _memory(self) -> tuple[list[RouteState], dict[str, int]]:
         """What copies share: the states of the routes, and the vectors' dimensions."""
-        states = []
+        states, scopes = [], []
         for route in self.routes:
             breaker = route.breaker
             if breaker is None and self.breaker_settings is not None:
                 breaker = CircuitBreaker(**self.breaker_settings, clock=self.clock)
             scope = scope_of(route.name, route.model, self.space)
+            scopes.append(scope)
             for one in (breaker, *rate_limits_of(route)):
                 if one is not None:
                     one.join(self.store, scope)
             states.append(RouteState(route.name, breaker, RouteHealth()))
         if self.budget is not None:
-            self.budget.join(self.store, "budget")
+            self.budget.join(self.store, router_scope(scopes))
         known = {} if self.dimensions is None else {"dimensions": self.dimensions}
         return states, known
 

@@ -2,9 +2,9 @@
 
 Give one store to all models that protect the same providers: `RetryRouter(store=...)`,
 `GPTRouter(store=...)`, `OpenAI(store=...)`; or to a single `CircuitBreaker`,
-`RetryBudget` or `RateLimit`, with a `name`. Decisions stay local: a call reads what
-this process knows, and a thread exchanges it with the other processes. The page
-`docs/fleet.md` says what is shared.
+`RetryBudget`, `RateLimit` or `SpendLimit`, with a `name`. Decisions stay local: a call
+reads what this process knows, and a thread exchanges it with the other processes. The
+page `docs/fleet.md` says what is shared.
 
 The package's own classes know a store as the protocol `Store` of the module `_shared`,
 which says how to write another kind of shared object.
@@ -92,9 +92,10 @@ class Scope:
             `why`, `prober` (the process that has the probe), `votes` (processes). Of
             a limit: what is left of `requests`, `tokens` and `input_tokens` and was
             leased to no process, each with its number `..._per_minute`; the `permits`
-            that processes hold, and those that are `waiting`. Of others: their fields;
-            those that end in `_until` as seconds from now, under a name that ends in
-            `_for`.
+            that processes hold, and those that are `waiting`. Of money, whose name ends
+            with its period: what all have `taken`, spent or leased. Of others: their
+            fields; those that end in `_until` as seconds from now, under a name that
+            ends in `_for`.
         processes: The processes that use it.
     """
 
@@ -107,7 +108,8 @@ class Scope:
 def read_scope(kind: str, name: str, record: Record, now: int) -> Scope:
     """A record as a `Scope`."""
     facts: dict[str, Any] = {}
-    listed: dict[str, list[Any]] = {"p": [], "v": [], "c": [], "w": [], "n": []}
+    # Besides, what single objects have said: it is in the sum.
+    listed: dict[str, list[Any]] = {prefix: [] for prefix in "pvcwstu"}
     for field, value in sorted(record.items()):
         prefix, colon, who = field.partition(":")
         if colon and prefix in listed:
@@ -131,7 +133,7 @@ def read_scope(kind: str, name: str, record: Record, now: int) -> Scope:
             "prober": facts.get("lease_by") if lease else None,
             "votes": listed["v"],
         }
-    for hidden in ("at", "made"):
+    for hidden in ("at", "base"):
         facts.pop(hidden, None)
     if kind == "limit":
         facts |= {"permits": sum(listed["c"]), "waiting": listed["w"]}

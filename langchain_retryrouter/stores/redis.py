@@ -25,6 +25,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from langchain_retryrouter._shared import (
     LUA_COMMON,
@@ -96,13 +97,15 @@ return text
 class _Address:
     """How to connect: classes of the client's library, and the connection's settings.
 
-    Its text is the address without a password.
+    Its text is the address without a password; with Redis Sentinel that is the name of
+    the service.
     """
 
     client: type[Any]
     pool: type[Any]
     connection: type[Any]
     settings: dict[str, Any]
+    service: str | None = None
 
     def connect(self, timeout: float = _COMMAND_TIMEOUT) -> Any:
         """A client with connections and time limits of its own, which never retries."""
@@ -123,7 +126,11 @@ class _Address:
         given = {"host": "localhost", "port": 6379} | self.settings
         if path := given.get("path"):
             return f"unix://{path}"
-        return f"redis://{given['host']}:{given['port']}/{given.get('db') or 0}"
+        is_secure = "SSLConnection" in [cls.__name__ for cls in self.connection.__mro__]
+        scheme, place = "redis" + "s" * is_secure, f"{given['host']}:{given['port']}"
+        if self.service is not None:
+            scheme, place = f"{scheme}+sentinel", self.service
+        return f"{scheme}://{place}/{given.get('db') or 0}"
 
 
 def _read_address(given: Any) -> _Address:
@@ -150,7 +157,14 @@ def _read_address(given: Any) -> _Address:
         if not name.startswith(("maint_", "orig_", "himport_", "event_", "retry"))
         and type(value) is not object  # A mark for "not given", lost in a pickle.
     }
-    return _Address(cls, next(pools, type(pool)), pool.connection_class, settings)
+    kind, service = next(pools, type(pool)), getattr(pool, "service_name", None)
+    return _Address(cls, kind, pool.connection_class, settings, service)
+
+
+_LIKE: Final = (
+    "the store's URL must be like redis://localhost:6379/0, rediss://..., or"
+    " unix:///path"
+)
 
 
 def _client_of(url: str) -> Any:
@@ -170,11 +184,19 @@ def _client_of(url: str) -> Any:
             if "@" in url and isinstance(error, ValueError)
             else error
         )
-        msg = (
-            "the store's URL must be like redis://localhost:6379/0, rediss://..., or"
-            f" unix:///path: {reason}"
-        )
+        msg = f"{_LIKE}: {reason}"
         raise ValueError(msg) from None
+    # The library ignores what it cannot use of these.
+    parts = urlsplit(url)
+    if parts.scheme.lower() == "unix":
+        return client
+    database = unquote(parts.path).strip("/")
+    if database and not (database.isascii() and database.isdigit()):
+        msg = f"{_LIKE}: its path must be the number of a database (as in /0), or empty"
+        raise ValueError(msg)
+    if parts.port == 0:
+        msg = f"{_LIKE}: its port must be a number from 1 to 65535, not 0"
+        raise ValueError(msg)
     return client
 
 
@@ -238,8 +260,9 @@ class _Lane(Locked):
             if self.run is not None:
                 return
             run = _Run(self.address.connect(), queue.SimpleQueue(), threading.Event())
-            self.run = run
-            self._repair_at = 0.0
+            self.run, was_up = run, self.is_up
+            # It was not asked since it was closed.
+            self.is_up, self._is_late, self._repair_at = True, False, 0.0
             name = f"retryrouter {self.address}"
             self._worker, listener = (
                 threading.Thread(target=target, args=(run,), name=name, daemon=True)
@@ -251,10 +274,16 @@ class _Lane(Locked):
             except RuntimeError as error:  # Too many threads, or the program ends.
                 run.stopped.set()
                 self._worker = self.run = None
+                self.is_up = was_up
                 self._set_up(is_up=False, error=error)
 
     def stop(self, wait: float = 0.0) -> None:
-        """Send what is waiting, and end the threads; `wait` seconds for the sending."""
+        """Send what is waiting, and end the threads; `wait` seconds for the sending.
+
+        What is watched gives back what it has, before.
+        """
+        for one in self._all_watched() if self.run is not None else ():
+            call_listener(one.leave)
         with self._lock:
             run, self.run = self.run, None
             if run is not None:
@@ -283,10 +312,11 @@ class _Lane(Locked):
         pool.reset()  # Its connections have the old address.
 
     def submit(self, job: _Job) -> bool:
-        run = self.run
-        if run is None or not self.is_up or run.jobs.qsize() > _MOST_WAITING:
-            return False
-        run.jobs.put(job)
+        with self._lock:  # What is put after the end of the threads is lost.
+            run = self.run
+            if run is None or not self.is_up or run.jobs.qsize() > _MOST_WAITING:
+                return False
+            run.jobs.put(job)
         return True
 
     def watch(self, shareable: Shareable) -> None:
@@ -573,7 +603,8 @@ class RedisStore(OneForAll):
     def close(self) -> None:
         """Close the connections, unless other stores of this address are open.
 
-        What is waiting is sent. A store that is used again opens new ones.
+        What is waiting is sent, and `SpendLimit`s give back what they do not use. A
+        store that is used again opens new ones.
         """
         self._lane.leave(id(self))
 

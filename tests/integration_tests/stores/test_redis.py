@@ -26,6 +26,7 @@ from langchain_retryrouter import (
     SpendLimit,
 )
 from langchain_retryrouter._shared import LIMIT, SPEND, Operation
+from langchain_retryrouter.spend_limits import Price, SpendReservation
 from langchain_retryrouter.stores import RedisStore
 from langchain_retryrouter.testing import Answer, FaultyGateway, Silence, Status
 from tests.support.fleet import each, fleet
@@ -122,7 +123,7 @@ def test_redis_fails_while_calls_learn(
     ("operation", "args"),
     [
         (LIMIT, ["p", 0, 0, 0, 0, [["requests", 1.0, 9.0, 9.0, 10 / 3, 0.0, 0.0]]]),
-        (SPEND, ["p", 1, 60_000, 9.0, 10 / 3, 0, 0, 0]),
+        (SPEND, ["p", 1, 60_000, 9.0, 0.0, 10 / 3, 0]),
     ],
 )
 def test_replies_have_all_digits(
@@ -134,6 +135,105 @@ def test_replies_have_all_digits(
         store.submit(operation, "name", args, replies.append)
         eventually(lambda: replies)
     assert 10 / 3 in replies[0]
+
+
+def reserved(limit: SpendLimit, money: float) -> SpendReservation:
+    """A reservation, once Redis has leased the money."""
+    found: list[SpendReservation] = []
+
+    def is_there() -> bool:
+        one = limit.reserve(Price(money, money))
+        found.extend([one] if isinstance(one, SpendReservation) else [])
+        return bool(found)
+
+    eventually(is_there)
+    return found[0]
+
+
+def test_what_a_late_redis_has_counted_counts_once(redis_server: RedisServer) -> None:
+    """It did what it was asked, and answered too late: it is told again."""
+    with contextlib.closing(RedisStore(redis_server.url)) as store:
+        limit = SpendLimit(100, name="x", store=store)
+        budget = RetryBudget(name="x", store=store)
+        for _ in range(3):
+            one = reserved(limit, 10)
+            redis_server.pause()
+            one.settle(20)
+            budget.spend()
+            wait(0.3)
+            redis_server.resume()
+            eventually(lambda: store.is_up)
+            eventually(budget.spend)
+
+        def facts() -> dict[str, Any]:
+            return {scope.kind: scope.facts for scope in store.snapshot()}
+
+        eventually(lambda: facts()["spend"]["taken"] == pytest.approx(60))
+        eventually(lambda: facts()["budget"]["tokens"] == 500 - 6 * 14)
+        wait(2.1)  # What is said each second changes nothing any more.
+        assert limit.spent == pytest.approx(60)
+        assert taken(store) == pytest.approx(60)
+        assert budget.tokens == facts()["budget"]["tokens"] == 500 - 6 * 14
+
+
+def test_what_an_older_redis_does_not_know_stays_spent(
+    redis_server: RedisServer,
+) -> None:
+    """A restart from a file gives no money back that was spent since it was written."""
+    with contextlib.closing(RedisStore(redis_server.url)) as store:
+        limit = SpendLimit(100, name="x", store=store)
+        reserved(limit, 10).settle(10)
+        with redis_server.client() as client:
+            client.save()
+        for _ in range(5):
+            reserved(limit, 10).settle(10)
+        redis_server.kill()
+        redis_server.start()
+        with contextlib.closing(RedisStore(redis_server.url, namespace="b")) as other:
+            eventually(lambda: other.is_up and store.is_up)
+        eventually(lambda: taken(store) >= 60)
+        assert limit.left <= 40
+
+
+def taken(store: RedisStore) -> float:
+    """What all processes have taken of the one limit."""
+    found = [one.facts["taken"] for one in store.snapshot() if one.kind == "spend"]
+    return float(sum(found))
+
+
+JOB = """
+import os, time
+from langchain_retryrouter import SpendLimit
+from langchain_retryrouter.spend_limits import Price, SpendReservation
+from langchain_retryrouter.stores import RedisStore
+
+store = RedisStore({url!r})
+limit = SpendLimit(20, name="team", store=store)
+while not isinstance(one := limit.reserve(Price(0.01, 0.01)), SpendReservation):
+    time.sleep(0.01)
+{end}
+"""
+ENDS = {
+    "it closes the store": "one.settle(0.01); store.close()",
+    "it ends": "one.settle(0.01)",
+    "it ends in a child": """
+if (child := os.fork()):
+    os.waitpid(child, 0)
+    one.settle(0.01)
+""",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_program_that_ends_gives_back_what_it_has_leased(
+    end: str, redis_server: RedisServer
+) -> None:
+    """Many short jobs use up no limit; a child does not end its parent's lease."""
+    code = JOB.format(url=redis_server.url, end=ENDS[end])
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    with contextlib.closing(RedisStore(redis_server.url)) as store:
+        assert taken(store) == pytest.approx(0.03)
 
 
 def test_an_empty_redis_is_filled_again(

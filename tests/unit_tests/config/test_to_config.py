@@ -185,10 +185,20 @@ def test_where_a_store_is_is_written_again(monkeypatch: pytest.MonkeyPatch) -> N
         "store_env": "REDIS_URL",
         "budget": {"capacity": 4},
         "rate_limit": {**limit, "name": "all"},
-        "routes": [{**routes[0], "rate_limit": limit}],
+        "spend_limit": {"amount": 5.0},
+        "routes": [
+            {
+                **routes[0],
+                "rate_limit": limit,
+                "spend_limit": {"amount": 2.0, "per": "hour", "name": "team"},
+            }
+        ],
     }
     with RetryRouter.from_config(config) as router:
         assert router.to_config() == config
+        for money in (router.spend_limit, router.routes[0].spend_limit):
+            assert money is not None
+            assert money.is_shared
     with pytest.raises(ValueError, match=r"store: a config must.*store_env = 'NAME'"):
         RetryRouter.from_config({"store": address, "routes": routes})
     with pytest.raises(ValueError, match="store: is not data") as refused:

@@ -1,6 +1,5 @@
 """What calls cost, and limits for a call and for a period."""
 
-import asyncio
 import copy
 import dataclasses
 import functools
@@ -9,17 +8,11 @@ import itertools
 import operator
 import os
 import pickle
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import fakeredis
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from langchain_core.caches import InMemoryCache
 from langchain_core.language_models import SimpleChatModel
 from pydantic import SecretStr
@@ -44,8 +37,6 @@ from langchain_retryrouter._prices import (
     tokens_of,
     usage_of,
 )
-from langchain_retryrouter._shared import SPEND
-from langchain_retryrouter.circuit_breaker import Refusal
 from langchain_retryrouter.spend_limits import Price, SpendReservation
 from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.testing import (
@@ -61,33 +52,17 @@ from langchain_retryrouter.testing import (
     Usage,
 )
 from tests.support import models
-from tests.support.interleavings import LuaAndPython
 from tests.unit_tests.conftest import Twin
-from tests.unit_tests.stores.conftest import (
-    Processes,
-    RefusingStore,
-    SilentStore,
-    eventually,
-    processes,
-    stores_of,
+
+from .conftest import (
+    ANSWERED,
+    ASKED,
+    COST,
+    crowd,
+    new_route,
+    new_router,
+    reserved,
 )
-
-__all__ = ["processes"]
-
-ASKED, ANSWERED = 11, 5  # The tokens that the gateway counts.
-COST = (ASKED * 100 + ANSWERED * 1000) / 1_000_000
-
-
-def new_route(gateway: FaultyGateway, name: str = "own", **fields: Any) -> Route:
-    model = fields.pop("model", {})
-    if isinstance(model, dict):
-        model = models.chat_openai(gateway, name, stream_usage=True, **model)
-    prices = {"input_price": 100, "output_price": 1000}
-    return Route(**{"model": model, "name": name, **prices, **fields})
-
-
-def new_router(*routes: Route, **fields: Any) -> RetryRouter:
-    return RetryRouter(**{"routes": list(routes), "clock": FakeClock(), **fields})
 
 
 @dataclass(frozen=True)
@@ -661,29 +636,6 @@ def test_a_lost_attempt_counts_with_its_estimate() -> None:
     assert (limit.spent, limit.left) == (1, 9)
 
 
-def crowd(*routers: RetryRouter, is_async: bool = False) -> Counter[str]:
-    """How 64 calls of routers end, all at the same time."""
-
-    def ask(number: int) -> str:
-        try:
-            routers[number % len(routers)].invoke("hi")
-        except SpendLimitError:
-            return "refused"
-        return "ok"
-
-    async def all_at_once() -> list[Any]:
-        calls = [routers[0].ainvoke("hi") for _ in range(64)]
-        return await asyncio.gather(*calls, return_exceptions=True)
-
-    if is_async:
-        ends = asyncio.run(all_at_once())
-        errors = [end for end in ends if isinstance(end, BaseException)]
-        assert all(isinstance(error, SpendLimitError) for error in errors)
-        return Counter(refused=len(errors), ok=len(ends) - len(errors))
-    with ThreadPoolExecutor(64) as pool:
-        return Counter(pool.map(ask, range(64)))
-
-
 @pytest.mark.parametrize("max_tokens", [10, None])
 @pytest.mark.parametrize("is_async", [False, True])
 def test_64_callers_stay_below_the_limit(
@@ -731,195 +683,3 @@ def test_copies_share_a_limit_and_pickles_keep_its_numbers(
     shared = SpendLimit(10, name="x", store=MemoryStore())
     reserved(shared, 4).settle(4)
     assert pickle.loads(pickle.dumps(shared)).left == 10
-
-
-# --- shared limits ---
-
-
-@pytest.fixture(params=["memory", "redis"])
-def stores(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
-    """Four stores of the same records, as four processes have."""
-    if request.param == "memory":
-        yield [MemoryStore()] * 4
-        return
-    server = fakeredis.FakeServer()
-    made = stores_of(server, 4)
-    yield made
-    for store in made:
-        store.close()
-
-
-def reserved(limit: SpendLimit, estimate: float) -> SpendReservation:
-    """A reservation, once the store has leased the money."""
-    found: list[SpendReservation] = []
-
-    def is_there() -> bool:
-        one = limit.reserve(Price(estimate, estimate))
-        found.extend([one] if isinstance(one, SpendReservation) else [])
-        return bool(found)
-
-    eventually(is_there)
-    return found[0]
-
-
-def test_64_callers_of_four_processes_stay_below_the_limit(
-    gateway: FaultyGateway, stores: list[Any]
-) -> None:
-    """The processes spend the amount together, and none of them goes beyond it."""
-    model = {"max_completion_tokens": 10}
-    routers = [
-        new_router(
-            new_route(gateway, model=model),
-            spend_limit=SpendLimit(20.5 * COST, name="team", store=store),
-            clock=None,
-        )
-        for store in stores
-    ]
-    outcomes = crowd(*routers)
-    assert outcomes["ok"] == len(gateway.requests)
-    assert 12 <= outcomes["ok"] <= 20
-
-
-def test_what_one_process_spends_is_missing_in_the_others(stores: list[Any]) -> None:
-    """Each process knows what is left, and gives back what it has not used."""
-    one, other = (SpendLimit(10, name="x", store=store) for store in stores[:2])
-    reserved(one, 6).settle(6)
-    eventually(lambda: other.left <= 4)
-    reasons: list[str] = []
-
-    def is_refused() -> bool:
-        one = other.reserve(Price(5, 5))
-        assert isinstance(one, Refusal)
-        reasons.append(one.reason)
-        return one.retry_after > 1
-
-    eventually(is_refused)
-    assert "it resets in" in reasons[-1]
-    reserved(other, 3).settle(1)
-    eventually(lambda: 6.9 < one.spent < 7.5 and other.left > 2)
-
-
-def test_an_under_estimate_is_charged_to_all(stores: list[Any]) -> None:
-    """What an attempt cost beyond its estimate is missing in the other processes."""
-    one, other = (SpendLimit(10, name="x", store=store) for store in stores[:2])
-    reserved(one, 1).settle(9.5)
-    eventually(lambda: other.left < 1)
-
-
-def test_a_new_period_begins_in_all_processes() -> None:
-    """The money of a period is leased anew, and what is late counts in the old one."""
-    clock = FakeClock(unix_time=1_800_000_000)
-    store = MemoryStore(clock=clock)
-    one, other = (
-        SpendLimit(10, per="hour", name="x", store=store, clock=clock) for _ in "ab"
-    )
-    late = reserved(one, 2)
-    reserved(other, 7).settle(8)
-    clock.advance(3600)
-    assert (one.left, other.left) == (10, 10)
-    late.settle(2)
-    assert one.spent == 0
-    reserved(other, 9).settle(9)
-
-
-def test_a_store_that_is_away_leaves_each_process_its_share(
-    processes: Processes,
-) -> None:
-    """Without its store a process spends no more than its share of what was left."""
-    *stores, server = processes
-    limits = [SpendLimit(10, name="x", store=store) for store in stores]
-    eventually(lambda: [len(one.processes) for one in stores[0].snapshot()] == [2])
-    for limit in limits:
-        reserved(limit, 1).settle(1)
-    server.connected = False
-    eventually(lambda: not any(store.is_up for store in stores))
-    for limit in limits:
-        one = limit.reserve(Price(3, 3))
-        assert isinstance(one, SpendReservation)
-        assert not isinstance(limit.reserve(Price(3, 3)), SpendReservation)
-        one.settle(3)
-    server.connected = True
-    eventually(lambda: stores[0].is_up)
-    eventually(lambda: processes.one.snapshot()[0].facts["taken"] == pytest.approx(8))
-
-
-def test_money_that_redis_has_forgotten_stays_spent(processes: Processes) -> None:
-    """A restart without persistence gives no money back, whoever asks first."""
-    limits = [SpendLimit(10, name="x", store=store) for store in processes[:2]]
-    for limit in limits:
-        reserved(limit, 4).settle(4)
-    processes.client().flushall()
-    reserved(limits[0], 1).settle(1)
-    eventually(lambda: max(limit.left for limit in limits) <= 1)
-
-
-MOVE = st.tuples(
-    st.integers(0, 2),  # The process, its window, what it takes or gives back.
-    st.sampled_from([1, 1, 1, 2]),
-    st.sampled_from([1.0, 3.0, 7.0, -1.0, -2.5]),
-    st.integers(0, 1),  # Whether it is forced, and whether the record is lost.
-    st.sampled_from([False, False, False, True]),
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(MOVE, max_size=25))
-def test_lua_and_python_are_the_same(moves: list[tuple[Any, ...]]) -> None:
-    """And in any order all that is leased is counted, also after a loss of the record.
-
-    It is counted in full once each process has asked again.
-    """
-    both = LuaAndPython(SPEND)
-    known = dict[int, list[float]]()  # Of a process: when it was made, and its lease.
-    current, now = 1, 1_000_000
-    asked = set[int]()
-
-    def ask(who: int, delta: float, forced: int) -> None:
-        nonlocal now
-        now += 100
-        args = [f"p{who}#0", current, 60_000, 10.0, delta, forced, *known[who]]
-        reply = both.run(now, args)
-        assert forced or reply[1] <= 0 or reply[2] <= 10
-        known[who] = [reply[5], known[who][1] + reply[1]]
-        asked.add(who)
-
-    for who, window, delta, forced, is_lost in moves:
-        if window > current:
-            current, known = window, {}
-        if is_lost:
-            both.lose()
-            asked.clear()
-        known.setdefault(who, [0, 0.0])
-        ask(who, max(delta, -known[who][1]), forced)
-    for who in known.keys() - asked:
-        ask(who, 0.0, 0)
-    leased = sum(lease for _, lease in known.values())
-    assert both.record.get("taken", 0) == pytest.approx(leased)
-
-
-@pytest.mark.parametrize("cls", [RefusingStore, SilentStore])
-def test_a_store_that_does_nothing_leaves_each_process_its_share(cls: Any) -> None:
-    """It does what it can do without its store, at once or when it has waited."""
-    clock = FakeClock()
-    limit = SpendLimit(10, name="x", store=cls(clock=clock), clock=clock)
-    if cls is SilentStore:
-        assert isinstance(limit.reserve(Price(6, 6)), Refusal)
-        clock.advance(1)
-    one = limit.reserve(Price(6, 6))
-    assert isinstance(one, SpendReservation)
-    refusal = limit.reserve(Price(6, 6))
-    assert isinstance(refusal, Refusal)
-    assert "1 attempt in flight may take the rest" in refusal.reason
-
-
-def test_a_clock_that_is_ahead_takes_no_money_from_others() -> None:
-    """The period that has begun by one clock is that of all processes."""
-    midnight = 86_400 * 20_000
-    clocks = [FakeClock(unix_time=midnight + seconds) for seconds in (1, -2)]
-    store = MemoryStore(clock=clocks[0])
-    limits = [SpendLimit(10, name="x", store=store, clock=clock) for clock in clocks]
-    for limit in limits:
-        reserved(limit, 4).settle(4)
-    for clock in clocks:
-        clock.advance(3)
-    assert [limit.left for limit in limits] == [pytest.approx(2)] * 2

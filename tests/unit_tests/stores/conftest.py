@@ -28,6 +28,21 @@ class RefusingStore(MemoryStore):
         return True
 
 
+class LateStore(MemoryStore):
+    """Does what it is asked, and its answers are lost, as those of a slow Redis."""
+
+    is_late = True
+
+    def submit(self, *args: Any) -> bool:
+        operation, name, arguments, *on_reply = args
+        if not self.is_late:
+            return super().submit(*args)
+        super().submit(operation, name, arguments)
+        for one in on_reply:
+            one(None)
+        return True
+
+
 def eventually(happened: Callable[[], object]) -> None:
     """Wait until the threads of the stores have done something."""
     deadline = time.monotonic() + 30

@@ -15,11 +15,13 @@ from langchain_retryrouter import (
     EmbeddingsRouter,
     GPTRouter,
     OpenAI,
+    RateLimit,
     RateLimitError,
     RetryBudget,
     RetryPolicy,
     RetryRouter,
     Route,
+    SpendLimit,
     UnavailableError,
 )
 from langchain_retryrouter.circuit_breaker import BreakerState
@@ -213,6 +215,53 @@ def test_the_budget_of_all(fleet: Fleet) -> None:
     fleet.gateway.always(Answer())
     fleet.invoke(one, "hi")
     assert budgets[0].tokens == 60 % 14 + 1
+
+
+def test_the_money_of_all(fleet: Fleet) -> None:
+    """Routers with a store spend from one limit, and routes with a limit as well."""
+    routers, limits = [], []
+    for _ in range(2):
+        of_route, of_all = (SpendLimit(3, clock=fleet.clock) for _ in "ab")
+        model = chat_openai(fleet.gateway, max_tokens=100)
+        route = Route(
+            model=model,
+            name="main",
+            input_price=1,
+            output_price=1e4,
+            spend_limit=of_route,
+        )
+        made = {"store": fleet.store, "clock": fleet.clock, "spend_limit": of_all}
+        routers.append(RetryRouter(routes=[route], **made))
+        limits += [of_route, of_all]
+    assert all(limit.is_shared for limit in limits)
+    for router in (*routers, routers[0]):
+        fleet.invoke(router, "hi")
+    assert [limit.spent >= 3 * 0.05 for limit in limits] == [True] * 4
+    fleet.clock.advance(2)
+    fleet.store.wake()
+    for _ in range(2):  # What is leased and not used goes back.
+        fleet.clock.advance(1)
+        fleet.store.wake()
+    assert [limit.spent for limit in limits] == [pytest.approx(0.15, abs=1e-3)] * 4
+    scopes = [one for one in fleet.store.snapshot() if one.kind == "spend"]
+    assert [one.name.split()[0] for one in scopes] == ["main", "router"]
+
+
+def test_routers_of_other_routes_share_nothing(fleet: Fleet) -> None:
+    """Limits and budgets without a name meet in routers with the same routes."""
+    made: dict[tuple[str, ...], RetryRouter] = {}
+    for names in (("main",), ("backup",), ("main", "backup"), ("backup", "main")):
+        limits = {
+            "rate_limit": RateLimit(requests_per_minute=60, clock=fleet.clock),
+            "budget": RetryBudget(),
+        }
+        made[names] = fleet.router(*names, **limits)
+    for what in ("rate_limit", "budget"):
+        main, backup, one, other = (getattr(r, what).record for r in made.values())
+        assert one == other
+        assert len({main, backup, one}) == 3
+    gpt, llm = fleet.two("GPTRouter", budget=RetryBudget())[0], fleet.two()[0]
+    assert gpt.budget.name == gpt.breaker.name != llm.breaker.name
 
 
 def test_a_url_makes_a_store_that_the_model_closes(gateway: FaultyGateway) -> None:

@@ -27,12 +27,20 @@ from langchain_retryrouter import (
     RetryBudget,
     SpendLimit,
 )
+from langchain_retryrouter._shared import BUDGET
 from langchain_retryrouter.circuit_breaker import BreakerState, Refusal
 from langchain_retryrouter.stores import MemoryStore, RedisStore
 from langchain_retryrouter.testing import FakeClock
-from tests.support.interleavings import run_interleaving
+from tests.support.interleavings import LuaAndPython, run_interleaving
 
-from .conftest import Processes, SilentStore, eventually, states, stores_of
+from .conftest import (
+    LateStore,
+    Processes,
+    SilentStore,
+    eventually,
+    states,
+    stores_of,
+)
 
 CLOSED, OPEN = BreakerState.CLOSED, BreakerState.OPEN
 SERVER = fakeredis.FakeServer()
@@ -113,6 +121,38 @@ def test_a_listener_that_raises_stops_nothing(
     eventually(lambda: other.pause)
 
 
+def test_tokens_that_redis_has_counted_without_an_answer_count_once() -> None:
+    """What is not answered is sent again, and what was taken since then with it."""
+    clock = FakeClock()
+    store = LateStore(clock=clock)
+    budget, other = (RetryBudget(name="b", store=store) for _ in "ab")
+    for _ in range(3):
+        store.is_late = True
+        for _ in range(4):
+            budget.spend()
+        budget.refund(6)
+        clock.advance(1)
+        store.wake()
+        store.is_late = False
+        for _ in range(2):
+            clock.advance(1)
+            store.wake()
+    assert budget.tokens == other.tokens == 500 - 3 * (4 * 14 - 6)
+    (scope,) = store.snapshot()
+    assert scope.facts == {"capacity": 500, "tokens": budget.tokens}
+
+
+def test_a_record_forgets_the_messages_of_silent_objects() -> None:
+    """Of many objects, those that are silent for an hour are not known any more."""
+    both, now = LuaAndPython(BUDGET), 1_000_000
+    for number in range(120):
+        both.run(now, [f"p{number}#0", 1, 500, -1])
+    reply = both.run(now + 3_700_000, ["p0#0", 2, 500, -1])
+    assert reply[1] == 500 - 121
+    kept = {field for field in both.record if field[:2] in {"s:", "u:"}}
+    assert kept == {"s:p0#0", "u:p0#0"}
+
+
 def said_of(caplog: pytest.LogCaptureFixture, *stores: RedisStore) -> list[str]:
     """What was logged about these stores, and not about those of earlier tests."""
     addresses = [repr(store).split("'")[1] for store in stores]
@@ -142,6 +182,22 @@ def test_a_store_that_is_closed_is_opened_by_the_next_call() -> None:
     eventually(lambda: threads() == 0)
 
 
+def test_a_store_that_is_opened_again_was_not_asked() -> None:
+    """What was found before it was closed does not count, and is found again."""
+    server = fakeredis.FakeServer()
+    (store,) = stores_of(server, 1)
+    breaker = CircuitBreaker(name="p", store=store)
+    server.connected = False
+    eventually(lambda: not store.is_up)
+    store.close()
+    server.connected = True
+    breaker.admit()
+    assert store.is_up
+    breaker.open_for(60)
+    eventually(lambda: states(store) == ["open"])
+    store.close()
+
+
 def test_copies(clock: FakeClock) -> None:
     """Copies share a store; a pickle connects to the same address, or begins empty."""
     redis_store, memory = RedisStore("redis://127.0.0.1:1"), MemoryStore(clock=clock)
@@ -159,6 +215,26 @@ def test_copies(clock: FakeClock) -> None:
 
 SENTINEL: Any = Sentinel  # Without types.
 UNKNOWN: Any = type("Unknown", (redis.Connection,), {})  # No process can import it.
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("redis://h:7000/", "redis://h:7000/0"),
+        ("redis://h/2?password=sesame", "redis://h:6379/2"),
+        ("rediss://me:sesame@h/1", "rediss://h:6379/1"),
+        ("unix://me:sesame@/tmp/a.sock?db=2", "unix:///tmp/a.sock"),
+        (
+            SENTINEL([]).master_for("main", db=3, password="sesame"),
+            "redis+sentinel://main/3",
+        ),
+        (SENTINEL([]).slave_for("main", ssl=True), "rediss+sentinel://main/0"),
+    ],
+)
+def test_a_store_shows_where_it_is(given: Any, shown: str) -> None:
+    """Its text has the scheme, the service of a Sentinel, and no password."""
+    with contextlib.closing(RedisStore(given)) as store:
+        assert repr(store) == f"RedisStore({shown!r}, namespace='rr')"
 
 
 @pytest.mark.parametrize("kind", ["sentinel", "a class of one's own"])
@@ -252,6 +328,10 @@ def test_what_is_shared_needs_a_name_and_a_store(make: Any) -> None:
         ("redis://:sesame/x@h:6379", ValueError, "in a password / is %2F"),
         ("redis://:sesame#x@h:6379", ValueError, "# is %23"),
         ("redis://:sesame\u2100@h:6379", ValueError, "cannot be read"),
+        ("redis://:sesame@h:6379/abc", ValueError, "path must be the number of a data"),
+        ("rediss://h:6379/0/foo", ValueError, "path must be the number of a database"),
+        ("redis://h:6379/-1", ValueError, "path must be the number of a database"),
+        ("redis://:sesame@h:0/1", ValueError, "port must be a number from 1 to 65535"),
     ],
 )
 def test_what_is_no_address_is_refused(
