@@ -133,7 +133,8 @@ def read_response(
     if status is not None:
         if status < _BAD_REQUEST and (place := fields.get("location")):
             place = _excerpt(place)
-            sentence = f"not redirected to {place} with the API key. {sentence}"
+            refused = f"not redirected to {place} with the API key."
+            sentence = f"{refused} {sentence}".rstrip()
         if sentence or not fallback:
             sentence = f"Error code: {status} - {sentence or 'an empty body'}"
     return ErrorReport(
