@@ -159,7 +159,7 @@ _BY_NAME: Final = {
         (_BAD_KEY, "CredentialRetrievalError TokenRetrievalError"),
         (_BAD_KEY, "UnauthorizedSSOTokenError"),
         (_UNREADABLE, "DecodeError DecodingError ContentDecodingError ParserError"),
-        (_UNREADABLE, "ContentTypeError JSONDecodeError"),
+        (_UNREADABLE, "ContentEncodingError ContentTypeError JSONDecodeError"),
         (_LOST, "RequestError RequestException NetworkError ProtocolError StreamError"),
         (_LOST, "HttpProcessingError botocore.HTTPClientError"),
         (_LOST, "aiohttp.ClientError http.HTTPException urllib3.HTTPError"),

@@ -1,12 +1,14 @@
 """Keeps secrets out of errors, and out of messages about refused arguments.
 
-`mask` takes known keys out of an error and of all that its traceback prints. `shown`,
-and the checks for `field_validator(..., mode="wrap")`, name a refused value unless it
-may be a key at the wrong place.
+`mask` takes known keys out of an error and of all that its traceback prints, and
+`hide_keys` takes what looks like a key out of a text. `shown`, and the checks for
+`field_validator(..., mode="wrap")`, name a refused value unless it may be a key at the
+wrong place.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -21,6 +23,23 @@ found in every other word."""
 _CUT: Final = "…"
 _LONGEST_WORD: Final = 16
 _NO_NUMBER: Final = "Input should be a valid number"
+# Each alternative reads a text once: the texts are of servers.
+_KEY: Final = re.compile(
+    # By how they begin: of one word, or with dashes in them. A capital or a digit tells
+    # them from names.
+    r"(?<![\w-])(?:"
+    r"(?:csk-|gh[a-z]_|gsk_|hf_|pplx-|r8_|xai-)(?=[a-z]{0,40}[A-Z0-9])[A-Za-z0-9]{16,}"
+    r"|(?:[prs]k[-_]|AIza|github_pat_|nvapi-|ya29\.)(?=[a-z_-]{0,40}[A-Z0-9])[\w-]{16,}"
+    r"|A(?:KI|SI)A[A-Z2-7]{16}\b"
+    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"  # A JSON Web Token.
+    r")"
+    # By where they are: the login of a URL, a value of its query, a header.
+    r"|(?<=://)[^\s/@:\"']*:[^\s/@\"']+(?=@)"
+    r"|(?P<before>[?&](?i:[\w-]*(?:key|token|secret|password|signature|sig))="
+    r"|\b(?i:basic|bearer)\s+(?=[^\s&\"'<>][a-z._~+/-]{0,40}[A-Z0-9]))[^\s&\"'<>]{8,}"
+    # A header that cannot be sent, whose `repr` need not have the key as it is.
+    r"|(?P<quote>['\"])(?<=eader value .|ader value b.|ader value: .).*(?P=quote)"
+)
 
 
 def mask(secrets: Iterable[str], error: BaseException) -> None:
@@ -74,6 +93,16 @@ def redact_text(secrets: Iterable[str], text: str) -> str:
             for length in range(len(secret) - 1, SHORTEST_SECRET - 1, -1):
                 text = text.replace(f"{secret[:length]}{_CUT}", f"{MASK}{_CUT}")
     return text
+
+
+def hide_keys(text: str) -> str:
+    """`text` with stars instead of what looks like a key of any provider."""
+    return _KEY.sub(rf"\g<before>{MASK}", text)
+
+
+def has_key(text: str) -> bool:
+    """Whether something in `text` looks like a key of any provider."""
+    return _KEY.search(text) is not None
 
 
 def shown(value: Any) -> str:

@@ -85,7 +85,7 @@ class AttemptSummary:
         lines = [first]
         for title, counts in (("failures", self.failures), ("routes", self.routes)):
             if counts:
-                said = ", ".join(f"{_short(one)} {n}" for one, n in counts.items())
+                said = ", ".join(f"{one_line(one)} {n}" for one, n in counts.items())
                 lines.append(f"{title}: {said}")
         return "\n".join(lines)
 
@@ -117,7 +117,7 @@ class AttemptLog:
         found = _find(source)
         if found is None:
             msg = (
-                f"no attempt log in {type(source).__name__} {_short(source)}: give an"
+                f"no attempt log in {type(source).__name__} {one_line(source)}: give an"
                 " answer or an error of a model of this package, or the dict in"
                 " response_metadata['retryrouter']"
             )
@@ -125,7 +125,7 @@ class AttemptLog:
         self._log = dict(found)
         self.attempts: list[dict[str, Any]] = self._log["attempts"]
         if wrong := [line for line in self.attempts if not isinstance(line, dict)]:
-            msg = f"an attempt must be an object, not {_short(wrong[0])}"
+            msg = f"an attempt must be an object, not {one_line(wrong[0])}"
             raise ValueError(msg)
 
     @property
@@ -239,8 +239,8 @@ class AttemptLog:
         if self.cost is not None:
             money = _money(self.cost, is_estimate=self.cost_is_estimate)
             said.append(f"cost {money}")
-        by = f" from {_short(self.route, 200)}" if self.route and self._sent else ""
-        return f"{_short(self.outcome)}{by}: {', '.join(said)}"
+        by = f" from {one_line(self.route, 200)}" if self.route and self._sent else ""
+        return f"{one_line(self.outcome)}{by}: {', '.join(said)}"
 
     def _bars(self) -> list[_Bar]:
         bars: list[_Bar] = []
@@ -277,7 +277,7 @@ class AttemptLog:
             end = max(start + 1, round(bar.end * scale))
             drawn = " " * (start - held) + ":" * held + bar.character * (end - start)
             drawn += "." * (round((bar.end + bar.wait) * scale) - end)
-            label = f"{bar.number:>3}  {_short(bar.route, width):<{width}}"
+            label = f"{bar.number:>3}  {one_line(bar.route, width):<{width}}"
             yield label, f"{drawn:<{length}}"[:length], bar.facts, bar
 
     def __rich_console__(
@@ -319,7 +319,7 @@ class AttemptLog:
             y = row * index
             x = left + bar.began * scale
             end = left + bar.end * scale
-            name = _short(bar.route, 19)
+            name = one_line(bar.route, 19)
             parts.append(
                 f"<g><title>{escape(bar.facts)}</title>"
                 f'<text x="0" y="{y + 15}" opacity="0.6">{escape(bar.number)}</text>'
@@ -354,8 +354,8 @@ class AttemptLog:
         """The call as the page of `retryrouter trace` has it, from so-numbered line."""
         return {
             "line": line,
-            "outcome": _short(self.outcome),
-            "said": self._headline().removeprefix(_short(self.outcome)),
+            "outcome": one_line(self.outcome),
+            "said": self._headline().removeprefix(one_line(self.outcome)),
             "seconds": self.seconds,
             "waited": self.waited,
             "cost": self.cost,
@@ -400,15 +400,17 @@ class _Bar:
         self.end = began + self.seconds
         self.wait = _number(line.get("wait"))
         self.limiter_wait = _number(line.get("limiter_wait"))
-        self.route = _short(str(line.get("route") or ""), 200)
-        self.outcome = _short(str(line.get("outcome") or "?"))
+        self.route = one_line(str(line.get("route") or ""), 200)
+        self.outcome = one_line(str(line.get("outcome") or "?"))
         self.is_sent = line.get("attempt") is not None
-        self.number = _short(line["attempt"], 9) if self.is_sent else ""
+        self.number = one_line(line["attempt"], 9) if self.is_sent else ""
         self.colour, self.character = _BARS.get(self.outcome, _BARS["failed"])
         if not self.is_sent:
             self.colour, self.character = _MARK_COLOUR, "!"
         status, cost = line.get("status_code"), line.get("cost")
-        said = [self.outcome + (f" {_short(status, 20)}" if status is not None else "")]
+        said = [
+            self.outcome + (f" {one_line(status, 20)}" if status is not None else "")
+        ]
         if self.is_sent:
             said.append(_seconds(self.seconds))
         if cost is not None:
@@ -420,7 +422,7 @@ class _Bar:
             said.append(f"wait {_seconds(self.wait)}")
         self.short = ", ".join(said)
         if line.get("reason"):
-            said.append(_short(line["reason"], 80))
+            said.append(one_line(line["reason"], 80))
         self.facts = ", ".join(said)
 
 
@@ -508,7 +510,7 @@ def _money(cost: float, *, is_estimate: bool) -> str:
     return f"{'about ' * is_estimate}{digits}"
 
 
-def _short(value: Any, most: int = 60) -> str:
+def one_line(value: Any, most: int = 60) -> str:
     """A value in one line, without what XML cannot carry or a terminal obeys."""
     text = " ".join(str(value).split()) if isinstance(value, str) else repr(value)
     text = "".join(one if one.isprintable() else "�" for one in text[: most + 1])

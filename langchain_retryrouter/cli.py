@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
@@ -41,7 +41,12 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter._providers.integrations import TOKEN_LIMITS
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
-from langchain_retryrouter.attempt_log import AttemptLog, read_logs, trace_page
+from langchain_retryrouter.attempt_log import (
+    AttemptLog,
+    one_line,
+    read_logs,
+    trace_page,
+)
 
 try:  # the extra "cli"; `explain` does without
     from rich import console as rich
@@ -75,6 +80,7 @@ _EXPLAINED = (
     *("max_retries", "initial_delay", "max_delay", "backoff_factor"),
     *("max_retry_after", "deadline", "attempt_timeout"),
 )
+_LONGEST_LINE = 1000  # Characters of what a provider or another process says.
 _PING_TOKENS = 16  # The least that OpenAI's Responses API takes.
 
 
@@ -93,10 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(argv)
         finally:
-            sys.stdout.flush()
+            for stream in _streams():
+                stream.flush()
     except BrokenPipeError:
         null = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):  # Python flushes them at its end.
+        for stream in _streams():  # Python flushes them at its end.
             with contextlib.suppress(OSError):
                 os.dup2(null, stream.fileno())
         return _BROKEN_PIPE
@@ -104,8 +111,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
 
 
+def _streams() -> list[TextIO]:
+    """What is written to; a shell's `>&-` leaves Python without a stream."""
+    return [one for one in (sys.stdout, sys.stderr) if one is not None]
+
+
 def _run(argv: Sequence[str] | None) -> int:
-    for stream in (sys.stdout, sys.stderr):
+    for stream in _streams():
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # A file on Windows is not UTF-8.
     arguments = _parser().parse_args(argv)
@@ -268,7 +280,8 @@ def _check(arguments: argparse.Namespace) -> int:
         try:
             pinged.invoke("Answer with the word OK.")
         except RetryRouterError as error:
-            outcome, failed = f"{error.kind.value}: {error.message}", failed + 1
+            said = one_line(error.message, _LONGEST_LINE)
+            outcome, failed = f"{error.kind.value}: {said}", failed + 1
         milliseconds = 1000 * (time.perf_counter() - began)
         print(f"{route.name:<{width}}  {milliseconds:>6.0f} ms  {outcome}")
     return 1 if failed else 0
@@ -322,43 +335,51 @@ def _show_status(store: RedisStore, console: rich.Console) -> int:
     try:
         scopes = store.snapshot()
     except Exception as error:  # noqa: BLE001 - of any client's library
-        console.print(f"{store!r} does not answer: {error}", style="red", markup=False)
+        said = f"{store!r} does not answer: {one_line(str(error), _LONGEST_LINE)}"
+        console.print(said, style="red", markup=False)
         return 1
     table = Table()
     for heading in ("kind", "name", "state", "processes"):
         table.add_column(heading, overflow="fold")
     for scope in scopes:
-        state = "\n".join(
-            f"{name.replace('_', ' ')}: "
-            + escape(f"{value:g}" if isinstance(value, float) else str(value))
+        facts = {
+            name: f"{value:g}" if isinstance(value, float) else value
             for name, value in scope.facts.items()
+        }
+        state = "\n".join(
+            _cell(f"{name.replace('_', ' ')}: {value}") for name, value in facts.items()
         )
         if scope.kind == "breaker":
             state = _breaker_state(scope.facts)
         count = str(len(scope.processes)) if scope.processes else ""
-        table.add_row(scope.kind, escape(scope.name), state, count)
+        table.add_row(_cell(scope.kind), _cell(scope.name), state, count)
     console.print(f"{store!r}", markup=False, highlight=False)
     console.print(table if scopes else "nothing was used within an hour")
     return 0
 
 
+def _cell(value: Any) -> str:
+    """What other processes have written, in one line, without rich's markup."""
+    return escape(one_line(str(value), _LONGEST_LINE))
+
+
 def _breaker_state(facts: dict[str, Any]) -> str:
     colour = {"closed": "green", "open": "red"}.get(facts["state"], "yellow")
-    parts = [f"[{colour}]{facts['state']}[/]"]
+    parts = [f"[{colour}]{_cell(facts['state'])}[/]"]
     until = datetime.now().astimezone() + timedelta(seconds=facts["open_for"])
     if facts["open_for"]:
         parts.append(f"for {facts['open_for']:.1f} s, until {until:%H:%M:%S}")
     if facts["why"]:
-        parts.append(f"because of {escape(str(facts['why']))}")
+        parts.append(f"because of {_cell(facts['why'])}")
     if facts["by"]:
-        parts.append(f"by {escape(facts['by'])}")
+        parts.append(f"by {_cell(facts['by'])}")
     if facts["paused_for"]:
         parts.append(f"requests wait for {facts['paused_for']:.1f} s")
     if facts["prober"]:
         lease = f"{facts['lease_for']:.1f} s left"
-        parts.append(f"probed by {escape(facts['prober'])} ({lease})")
+        parts.append(f"probed by {_cell(facts['prober'])} ({lease})")
     if facts["votes"]:
-        parts.append(f"votes to open it: {escape(', '.join(facts['votes']))}")
+        parts.append(f"votes to open it: {_cell(', '.join(facts['votes']))}")
     return "\n".join(parts)
 
 

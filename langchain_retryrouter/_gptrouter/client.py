@@ -308,11 +308,16 @@ class GatewayClient(GPTRouterClient):
             raise typed from error
 
 
+# Half of a character above U+FFFF, which servers in JavaScript may cut in two.
+_FIRST_HALVES: Final = ("\ud800", "\udbff")
+
+
 class _EventParser:
-    """The bytes of one stream to events."""
+    """The bytes of one stream to events, with the halves of characters joined."""
 
     def __init__(self) -> None:
         self._parser = _http.SSEParser()
+        self._half = ""  # Of a character that the next update's text ends.
         self.is_over = False
 
     def feed(self, chunk: bytes) -> Iterator[protocol.GatewayEvent]:
@@ -324,6 +329,10 @@ class _EventParser:
                 event = protocol.read_event(frame.data, frame.kind)
                 if event is None:
                     continue
+                # A half is only ever written as an escape, from `\ud800` on.
+                may_be_cut = self._half or b"\\ud" in frame.data.lower()
+                if may_be_cut and event.event == "update":
+                    self._join_halves(event.data)
                 self.is_over = event.event == "end"
                 yield event
                 if self.is_over:
@@ -331,6 +340,15 @@ class _EventParser:
         except (_http.TooLargeError, RetryRouterError):
             self.is_over = True
             raise
+
+    def _join_halves(self, update: dict[str, Any]) -> None:
+        """Keep half of a character for the next update, unless this is the last."""
+        text = self._half + (update.get("text") or "")
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        low, high = _FIRST_HALVES
+        is_cut = low <= text[-1:] <= high and not update.get("finish_reason")
+        self._half = text[-1:] if is_cut else ""
+        update["text"] = text.removesuffix(self._half)
 
 
 def _shorter(limit: float | None, other: float | None) -> float | None:
@@ -353,9 +371,12 @@ def _type_error(error: Exception) -> RetryRouterError | None:
     reason: BaseException = error
     while nested := [arg for arg in reason.args if isinstance(arg, BaseException)]:
         reason = nested[-1]
-    if isinstance(reason.__cause__, OSError):
-        reason = reason.__cause__  # urllib3 puts its own object before the message.
-    text = str(reason).split(": <")[0] or type(reason).__name__
+    cause = reason.__cause__
+    # urllib3 puts its own object before the message, aiohttp a status of its own.
+    if cause and (isinstance(cause, OSError) or hasattr(cause, "message")):
+        reason = cause
+    said = getattr(reason, "message", None) or str(reason).split(": <")[0]
+    text = said or type(reason).__name__
     if failure.kind is FailureKind.TIMEOUT:
         missed = "whole answer from" if failure.may_have_run else "connection to"
         message = f"no {missed} the gateway in time"

@@ -40,7 +40,7 @@ GATEWAY_METADATA: Final = ("tag", "user_id", "history_id", "app_id", "gateway_me
 DEFAULT_API_BASE_URL = "https://gpt-router-preview.writesonic.com"
 
 
-class GPTRouterModel(BaseModel, frozen=True, hide_input_in_errors=True):
+class GPTRouterModel(BaseModel, frozen=True, hide_input_in_errors=True, extra="forbid"):
     """One model of a priority list.
 
     Attributes:

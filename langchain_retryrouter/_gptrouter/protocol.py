@@ -134,6 +134,12 @@ def build_metadata(
     connection: GatewayConnection, options: Mapping[str, Any]
 ) -> models.GPTRouterMetadata | None:
     """The gateway metadata of a call: its own options, else the connection's fields."""
+    for name in options.keys() & {*GATEWAY_METADATA}:
+        value, is_table = options[name], name == "gateway_metadata"
+        if not isinstance(value, (dict if is_table else str) | None):
+            what = "a dict" if is_table else "a string"
+            msg = f"`{name}` must be {what}, not {reprlib.repr(value)}"
+            raise UnsupportedOptionError(msg)
     values = {n: options.get(n) or getattr(connection, n) for n in GATEWAY_METADATA}
     if not any(values.values()):
         return None
@@ -555,9 +561,10 @@ def read_answer(
         RetryRouterError: The status says so, or the body is not a JSON object.
     """
     if status_code != _OK:
-        now, empty = SYSTEM_CLOCK.time(), ""
+        now, empty, first = SYSTEM_CLOCK.time(), "", f"Error code: {status_code} -"
         if status_code < _REDIRECT:
-            empty = f"the gateway answered {status_code} with an empty body"
+            first = f"the gateway answered {status_code} with"
+            empty = f"{first} an empty body"
         report = provider_errors.read_response(
             status_code, headers, body, empty, unix_time=now
         )
@@ -566,8 +573,10 @@ def read_answer(
             report = report._replace(kind=FailureKind.UNAVAILABLE)
         # The gateway's `error` has only the name of the status.
         said = report.body.get("message") if isinstance(report.body, dict) else None
-        if isinstance(said, str):
-            report = report._replace(message=f"Error code: {status_code} - {said}")
+        said = said if isinstance(said, str) else report.message
+        if not said.startswith(first):
+            said = f"{first} {said}"
+        report = report._replace(message=said, status_code=status_code)
         raise report.to_error(GPT_ROUTER_ERRORS)
     try:
         data = _json.read(body)
@@ -656,7 +665,7 @@ def read_event(data: bytes, frame: bytes) -> GatewayEvent | None:
 
     `frame` is the name of the frame that has it, `message` if it has none. Other frames
     may be no events, which is None: the last one, `end`, which comes after errors too,
-    or a heartbeat.
+    or a heartbeat. A heartbeat without a name has no data, or the type `ping`.
     """
     try:
         event = _json.read(data)
@@ -665,6 +674,9 @@ def read_event(data: bytes, frame: bytes) -> GatewayEvent | None:
     kind = event.get("event") if isinstance(event, dict) else None
     if not isinstance(kind, str):
         said = event if isinstance(event, dict) else {"message": excerpt(data)}
+        is_ping = said.get("type") == "ping" and not said.keys() & {"error", "data"}
+        if frame == b"message" and (is_ping or not data.strip()):
+            return None
         if frame == b"error" or (said is event and provider_errors.read_event(event)):
             raise read_error_event(said)
         if frame != b"message" and (event is not None or not data.startswith(b"{")):

@@ -29,8 +29,8 @@ from langchain_retryrouter._http import (
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.retry_after import read_advice, read_wait
 from langchain_retryrouter._secrets import (
-    MASK,
     SHORTEST_SECRET,
+    hide_keys,
     mask_with,
     redact_text,
     rewrite,
@@ -133,7 +133,8 @@ def read_response(
     if status is not None:
         if status < _BAD_REQUEST and (place := fields.get("location")):
             place = _excerpt(place)
-            sentence = f"not redirected to {place} with the API key. {sentence}"
+            refused = f"not redirected to {place} with the API key."
+            sentence = f"{refused} {sentence}".rstrip()
         if sentence or not fallback:
             sentence = f"Error code: {status} - {sentence or 'an empty body'}"
     return ErrorReport(
@@ -177,7 +178,7 @@ def read_exception(
 
     def hide(text: str) -> str:
         text = _shorten(text, _LONGEST_TEXT)
-        return _LOOKS_SECRET.sub(MASK, redact_text(secrets, text))
+        return hide_keys(redact_text(secrets, text))
 
     report = _read_causes(error, causes, unix_time)
     mask_with(hide, error)
@@ -803,14 +804,6 @@ def safe_getattr(thing: Any, name: str) -> Any:
 
 _SECRET_HEADER: Final = re.compile(
     r"(?:proxy-)?authorization|.*(?:api|subscription)-key"
-)
-# For errors that carry no request: keys that say by their beginning what they are.
-_LOOKS_SECRET: Final = re.compile(
-    r"\b(?:sk-|gsk_|xai-|pplx-|hf_|r8_)(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{16,}"
-    r"|\bAIza[A-Za-z0-9_-]{30,}"
-    r"|(?<=\bBearer )[A-Za-z0-9._~+/-]{8,}=*"
-    # A header that cannot be sent, whose `repr` need not have the key as it is.
-    r"|(?P<quote>['\"])(?<=eader value .|ader value b.|ader value: .).*(?P=quote)"
 )
 
 

@@ -30,7 +30,13 @@ from langchain_retryrouter._providers.integrations import (
 )
 from langchain_retryrouter._router.models import init_model
 from langchain_retryrouter._router.route import Route, router_scope
-from langchain_retryrouter._secrets import SHORTEST_SECRET, redact_text, shown
+from langchain_retryrouter._secrets import (
+    SHORTEST_SECRET,
+    has_key,
+    hide_keys,
+    redact_text,
+    shown,
+)
 from langchain_retryrouter.circuit_breaker import CircuitBreakerSettings
 from langchain_retryrouter.failures import FailureAction, FailureKind
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy
@@ -66,13 +72,6 @@ _SECRET: Final = re.compile(
     r"(?i)(?:^|[_-])(?:(?:api|secret|access|private|subscription)[_-]?keys?|secret|token"
     r"|password|passwd|credentials|authorization|cookie)$|access[_-]key"
 )
-# Keys by their form: of providers, in a header, in a URL and in its query.
-_KEY: Final = re.compile(
-    r"\b(?:sk-|gsk_|xai-|hf_|pplx-|nvapi-|AIza|AKIA)[\w-]{16,}"
-    r"|^(?i:[a-z][a-z0-9+.-]*)://[^/@\s]*:[^/@\s]+@"
-    r"|^(?i:bearer|basic)\s+\S{8,}"
-    r"|[?&](?i:[\w-]*(?:key|token|secret|password|signature))=[^&\s]{8,}"
-)
 _STEP: Final = re.compile(r"[\s,:]*")  # Between the parts of valid JSON.
 _NONE: Final = object()
 _POOL: Final = ("api_keys", "base_urls")
@@ -98,6 +97,8 @@ class _Config:
     def __init__(self, source: Source) -> None:
         self._problems: list[tuple[int, str, Place]] = []
         self.shared: dict[Any, tuple[Any, Any]] = {}  # Objects, by their names.
+        # Where an object was written, by its `id`, and whether with a name.
+        self.written: dict[int, tuple[Place, bool]] = {}
         self.from_variables: set[str] = set()  # Texts that no message shows.
         self._lines: dict[tuple[str, ...], int] = {}
         self.name = "the config"
@@ -121,7 +122,7 @@ class _Config:
             raise ValueError(msg) from error
         except _SyntaxError as error:
             msg = f"{self.name}:{error.args[0]}: {error.args[1]}"
-            raise ValueError(msg) from error.__cause__
+            raise ValueError(hide_keys(msg)) from error.__cause__
         except RecursionError as error:
             msg = f"{self.name}: is nested too deeply"
             raise ValueError(msg) from error
@@ -136,7 +137,8 @@ class _Config:
         line = next((self._lines[at] for at in around if at in self._lines), 0)
         before = f"{self.name}:{line}: " if line else f"{self.name}: "
         where = f"{_written(place)}: " if place else ""
-        self._problems.append((line, f"{before}{where}{text}", place))
+        # A key may stand for a name, which messages show.
+        self._problems.append((line, hide_keys(f"{before}{where}{text}"), place))
 
     def must_be(self, what: str, given: Any, *place: str | int) -> None:
         """Note that something else is given, without its content: it may be a key."""
@@ -410,6 +412,9 @@ def _resolve(
             config.problem(here, f"unknown key{advice}")
         elif plain in _POOL and not isinstance(value, list | tuple):
             config.problem(here, "must be a list of environment variables' names")
+        elif plain == "api_key" and isinstance(value, list | tuple):
+            what = "must be the name of one environment variable, not a list"
+            config.problem(here, f"{what}; for several keys, write api_keys_env")
         else:
             given[plain] = _variable(config, value, here)
     return given
@@ -424,7 +429,7 @@ def _resolve_value(config: _Config, name: str, value: Any, place: Place) -> Any:
             _check_actions(config, rules, (*place, index) if is_list else place)
     elif isinstance(value, Mapping):
         if name == "options":
-            return _with_variables(config, value, place)
+            return _arguments(config, value, place)
         if name == "breaker_settings":
             numbers = CircuitBreakerSettings.__annotations__
             for one in [name for name in value if name not in numbers]:
@@ -496,12 +501,27 @@ def _read_route(
     if not isinstance(params, Mapping):
         config.must_be("a table of the model's arguments", params, *at)
         params = {}
-    params = _with_variables(config, params, at)
+    params = _arguments(config, params, at)
     if "api_key" in given:
         if "api_key" in params:
             config.problem((*at, "api_key_env"), "is given twice")
         params["api_key"] = given.pop("api_key")
+    if "api_key" in params and "api_keys" in given:
+        what = "is given besides api_keys: leave one of them out"
+        config.problem(config.at(place, "api_key"), what)
     return given, params
+
+
+def _arguments(
+    config: _Config, table: Mapping[Any, Any], place: Place
+) -> dict[str, Any]:
+    """Arguments of a function, with the values of environment variables."""
+    for name in table:
+        if not isinstance(name, str):  # As YAML reads `1:` and `on:`.
+            config.problem((*place, name), "must be a string: write it in quotes")
+    named = {name: item for name, item in table.items() if isinstance(name, str)}
+    found: dict[str, Any] = _with_variables(config, named, place)
+    return found
 
 
 def _with_variables(config: _Config, value: Any, place: Place) -> Any:
@@ -527,7 +547,8 @@ def _build(
     config: _Config, cls: Callable[..., Any], table: Mapping[str, Any], place: Place
 ) -> Any:
     """An object of a table of its arguments."""
-    known = set(inspect.signature(cls).parameters) - {"clock", "store"}
+    parameters = inspect.signature(cls).parameters
+    known = parameters.keys() - {"clock", "store"}
     named = (cls, str(table.get("name") or ""))
     if named[1] and named in config.shared:
         same, made = config.shared[named]
@@ -537,6 +558,14 @@ def _build(
     if unknown := [name for name in table if name not in known]:
         for name in unknown:
             config.problem((*place, name), f"unknown key{_nearest(name, known)}")
+        return None
+    needed = [
+        name for name in known if parameters[name].default is inspect.Parameter.empty
+    ]
+    if missing := [name for name in needed if name not in table]:
+        config.problem(
+            place, f"{cls.__name__} needs {', '.join(sorted(missing))}: add it"
+        )
         return None
     with config.noting(place):
         made = cls(**table)
@@ -602,7 +631,7 @@ def _refuse_secrets(config: _Config, value: Any, place: Place) -> None:
             isinstance(one, str)
             and len(one) >= SHORTEST_SECRET  # Not the "EMPTY" of local servers.
             and not name.endswith(_ENV)  # That must be a name in any case.
-            and (_SECRET.search(name) or _KEY.search(one))
+            and (_SECRET.search(name) or has_key(one))
         ):
             named = "['NAME', ...]" if name in _POOL else "'NAME'"
             config.problem(
@@ -675,11 +704,17 @@ def _fields_of(config: _Config, made: Any, place: Place, store: Any) -> dict[str
         if is_left or name in _FILLED_IN | {"model", "routes", "options"}:
             continue
         if name in _TABLES:
-            value = _numbers_of(value)
+            shared, value = value, _numbers_of(value)
             if value.get("store", _NONE) is store:  # It has joined that of the router.
                 del value["store"]
                 if value.get("name") == scope:
                     del value["name"]
+            here, is_named = (*place, name), "name" in value
+            met = config.written.setdefault(id(shared), (here, is_named))
+            is_shared = name != "retry_policy" and met[0] != here
+            if is_shared and not (is_named and met[1]):
+                what = f"is also {_written(met[0])}, which a config says by a name"
+                config.problem(here, f"{what}: give it a name, as in name='account'")
         elif name == "breaker_settings":
             value = False if value is None else dict(value)
         if name in _OBJECTS or not _is_data(value):

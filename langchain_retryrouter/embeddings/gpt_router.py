@@ -12,7 +12,8 @@ import json
 import logging
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final, Literal, TypeAlias
 
 from langchain_core.embeddings import Embeddings
@@ -132,7 +133,7 @@ class GPTRouterEmbeddings(connection.GatewayConnection, Embeddings):
 
         Raises:
             RetryRouterError: The last attempt's own error.
-            TypeError: If `texts` is one string, or holds something else.
+            TypeError: If `texts` is not a list, or holds something else than strings.
             ValueError: If a text is empty.
         """
         chunks = self._chunks(texts)
@@ -165,7 +166,8 @@ class GPTRouterEmbeddings(connection.GatewayConnection, Embeddings):
         A body that is too large for the gateway gets the same opaque 500 as an outage,
         and would be retried. A text that is too large by itself is alone in its chunk.
         """
-        if isinstance(texts, str | bytes):
+        is_other = isinstance(texts, str | bytes | Mapping | AbstractSet)
+        if is_other or not isinstance(texts, Iterable):
             msg = f"texts must be a list of strings, not one {type(texts).__name__}"
             raise TypeError(msg)
         chunks: list[list[str]] = []

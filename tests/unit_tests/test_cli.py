@@ -11,11 +11,13 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
 from langchain_retryrouter import __version__, cli
+from langchain_retryrouter.stores import RedisStore, Scope
 from langchain_retryrouter.testing import FakeClock
 
 
@@ -147,6 +149,32 @@ def test_a_store_without_its_package_is_named(
     monkeypatch.setitem(sys.modules, "redis", None)
     assert cli.main(["status", "--store", "redis://localhost:1/0"]) == 1
     assert "pip install 'langchain-retryrouter[redis]'" in capsys.readouterr().err
+
+
+EVIL = "a\x1b[31m\x07[red]b[/]\nc\u202e"
+
+
+def test_status_prints_nothing_that_a_terminal_obeys(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names and reasons that processes have written are shown in one line, as text."""
+    facts: dict[str, Any] = {"state": "open", "why": EVIL, "by": EVIL, "votes": [EVIL]}
+    times = {"open_for": 1.0, "paused_for": 0.0, "prober": EVIL, "lease_for": 1.0}
+    scopes = [
+        Scope("breaker", EVIL, {**facts, **times}, ()),
+        Scope(EVIL, "b", {EVIL: EVIL}, ()),
+    ]
+    monkeypatch.setattr(RedisStore, "snapshot", lambda _: scopes)
+    monkeypatch.setenv("COLUMNS", "150")
+    status = ["status", "--store", "redis://localhost:1/0"]
+    assert cli.main(status) == 0
+    shown = capsys.readouterr().out
+    monkeypatch.setattr(RedisStore, "snapshot", Mock(side_effect=OSError(EVIL)))
+    assert cli.main(status) == 1
+    error = capsys.readouterr().out
+    assert shown.count("a�[31m�[red]b[/] c�") == 8
+    assert "a�[31m�[red]b[/] c�" in error
+    assert not set(shown + error) & {"\x1b", "\x07", "\u202e"}
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
@@ -283,3 +311,20 @@ def test_a_program_with_a_closed_pipe_ends_quietly(
     ran = run(*trace, stdout=closed_pipe, PYTHONUNBUFFERED="")
     assert ran.stderr == b""
     assert ran.returncode == 141
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(("command", "code"), [("explain", 0), ("explain --jitter", 2)])
+def test_a_command_whose_output_is_closed_ends_quietly(
+    closed: str, command: str, code: int
+) -> None:
+    """A shell's `>&-` leaves no stream to print to; no traceback is in the other."""
+    shell = f'"$0" -m {cli.__name__} {command} {closed}'
+    ran = subprocess.run(
+        ["/bin/sh", "-c", shell, sys.executable],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert ran.returncode == code
+    assert b"Traceback" not in ran.stdout + ran.stderr

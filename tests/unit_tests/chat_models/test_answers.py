@@ -174,6 +174,47 @@ def test_frames_may_have_names(env: Env) -> None:
     assert env.ask("stream", max_retries=0).content == "Hi"
 
 
+@pytest.mark.parametrize("way", WAYS[1:])
+@pytest.mark.parametrize("beat", ["data:", "data: ", 'data: {"type": "ping"}'])
+def test_a_heartbeat_without_a_name_is_left_out(env: Env, beat: str, way: str) -> None:
+    """Neither an event without data nor an unnamed ping ends a good stream."""
+    frames = update("Hel"), beat, update("lo", "stop"), beat, END, beat
+    env.gateway.script(event_stream(beat, *frames, FAREWELL))
+
+    assert env.ask(way, max_retries=0).content == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        (["Hi \ud83d", "\ude00!"], "Hi 😀!"),
+        (["\ud83d", "\ude00\ud83d", "\ude00"], "😀😀"),
+        (["Hi \ud83d", "", None, "\ude00 é"], "Hi 😀 é"),
+    ],
+)
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_halves_of_a_character_are_joined(
+    env: Env, way: str, pieces: list[Any], text: str
+) -> None:
+    """A server in JavaScript may cut an emoji in two; the history can be sent again."""
+    updates = [update(piece) for piece in pieces]
+    env.gateway.script(event_stream(*updates, update("", "stop"), END))
+    answer = env.ask(way, max_retries=0)
+    assert answer.content == text
+
+    env.invoke(env.llm(), [HumanMessage("hi"), answer, HumanMessage("more")])
+    assert env.gateway.requests[-1].parameters["messages"][1]["content"] == text
+
+
+def test_half_a_character_without_its_other_half_is_kept(env: Env) -> None:
+    """Nothing of an answer is lost, and each chunk has what came with it."""
+    frames = update("a\ud83d"), update("b"), update("c\ud83d", "stop"), END
+    env.gateway.script(event_stream(*frames))
+    chunks = env.stream(env.llm(max_retries=0), "hi")
+    texts = [chunk.content for chunk in chunks if chunk.content]
+    assert texts == ["a", "\ud83db", "c\ud83d"]
+
+
 @pytest.mark.parametrize("model", [5, True, ["gpt-4"], {"name": "gpt-4"}], ids=str)
 def test_a_models_name_that_is_no_text_is_not_used(env: Env, model: Any) -> None:
     """Metadata of a wrong type neither costs a stream its answer nor ends it."""

@@ -1,6 +1,7 @@
 """Errors of a call: which class they have, which are retried, and what they say."""
 
 import json
+import re
 import traceback
 from itertools import product
 from typing import Any
@@ -205,6 +206,53 @@ def test_an_answer_without_a_body_is_an_error(env: Env, status: int, way: str) -
 
     with pytest.raises(MalformedResponseError, match=r"no body|empty body"):
         env.ask(way, max_retries=0)
+
+
+WHOLE = json.dumps({"choices": [{"text": "Hi", "finish_reason": "stop"}]})
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("status", [201, 202, 206])
+@pytest.mark.parametrize("body", [WHOLE, "<html>", '{"message": "soon"}', ""])
+def test_a_success_that_is_no_200_names_its_status(
+    env: Env, status: int, way: str, body: str
+) -> None:
+    """Whatever its body is: an answer that is not yet made may look like one."""
+    env.gateway.always(Body(status, {"content-type": "application/json"}, body))
+    with pytest.raises(MalformedResponseError) as caught:
+        env.ask(way, max_retries=0)
+    assert caught.value.status_code == status
+    assert str(caught.value).startswith(f"the gateway answered {status} with ")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_redirect_without_a_body_is_told_in_one_sentence(env: Env, way: str) -> None:
+    """The message ends with its last word."""
+    env.gateway.always(Body(307, {"location": "http://elsewhere/"}))
+    with pytest.raises(InvalidRequestError) as caught:
+        env.ask(way)
+    assert str(caught.value) == (
+        "Error code: 307 - not redirected to http://elsewhere/ with the API key."
+    )
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_body_in_another_encoding_is_malformed(
+    env: Env, way: str, *, is_stream: bool
+) -> None:
+    """By sync calls and by async ones, and without a status that the server never had.
+
+    The HTTP library of async calls puts one before its message.
+    """
+    kind = "text/event-stream" if is_stream else "application/json"
+    headers = {"content-type": kind, "content-encoding": "gzip"}
+    env.gateway.always(Body(200, headers, "not compressed"))
+    with pytest.raises(MalformedResponseError) as caught:
+        env.ask(way, max_retries=0)
+    assert caught.value.status_code is None
+    begins = r"the connection to the gateway broke: (Error -3|Can not decode) "
+    assert re.match(begins, str(caught.value))
 
 
 # --- streams that break ---

@@ -63,6 +63,10 @@ NAN, INF = float("nan"), float("inf")
             ("models_priority_list", [{"name": name, "provider_name": provider}], told)
             for name, provider, told in (("a", "", "provider_name"), ("", "a", "name"))
         ),
+        *(
+            ("models_priority_list", [{"name": "a", "provider_name": "b", odd: 1}], odd)
+            for odd in ("is_chatt", "provider", "x")
+        ),
         ("gpt_router_api_base", "ftp://gateway", "http:// or https://"),
         ("gpt_router_api_base", "127.0.0.1:8000", "http:// or https://"),
         ("gpt_router_api_base", "http://", "with a host"),

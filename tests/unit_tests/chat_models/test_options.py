@@ -210,6 +210,27 @@ def test_options_that_no_call_can_have_are_refused(env: Env, row: Any) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "told"),
     [
+        ("gateway_metadata", "x", "must be a dict, not 'x'"),
+        ("gateway_metadata", [("a", 1)], r"must be a dict, not \[\('a', 1\)\]"),
+        ("tag", 5, "must be a string, not 5"),
+        ("user_id", 0, "must be a string, not 0"),
+        ("history_id", ["h"], r"must be a string, not \['h'\]"),
+        ("app_id", b"a", "must be a string, not b'a'"),
+    ],
+)
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_wrong_metadata_of_a_call_is_refused_by_name(
+    env: Env, way: str, option: str, value: Any, told: str
+) -> None:
+    """What is for the gateway itself is checked as the fields of the model are."""
+    with pytest.raises(UnsupportedOptionError, match=f"`{option}` {told}"):
+        env.message(way, env.llm(tag="of the model"), **{option: value})
+    assert env.gateway.requests == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
         ("reasoning_effort", "huge", "'high'"),
         ("thinking", {"type": "maybe"}, "'enabled' or 'disabled'"),
         ("thinking", "yes", "valid dictionary"),

@@ -534,7 +534,6 @@ def test_content_that_cannot_be_read_is_an_error(
 @pytest.mark.parametrize(
     "data",
     [
-        b"",
         b"null",
         b"5",
         b"[]",

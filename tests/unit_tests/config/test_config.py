@@ -411,3 +411,14 @@ def test_ping_asks_each_route_once(
     assert "ms  authentication: Error code: 401" in printed
     assert printed.count(" ms  ok") == 1
     assert len(gateway.requests) == 4
+
+
+def test_ping_prints_nothing_that_a_terminal_obeys(
+    checked: Path, gateway: FaultyGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a provider says is shown in one line, as `trace` shows it."""
+    gateway.script(Status(401, message="a\x1b[31m\x07b\nc\u202e"))
+    assert cli.main(["check", str(checked), "--ping"]) == 1
+    printed = capsys.readouterr().out
+    assert "401 - a�[31m�b c�\n" in printed
+    assert not set(printed) & {"\x1b", "\x07", "\u202e"}

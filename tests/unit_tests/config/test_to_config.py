@@ -280,6 +280,32 @@ def test_what_cannot_be_dumped_is_not_loaded(row: str) -> None:
         load(data, **ALLOWED)
 
 
+LIMITS: dict[str, Callable[..., Any]] = {
+    "rate_limit": lambda **fields: RateLimit(requests_per_minute=60, **fields),
+    "spend_limit": lambda **fields: SpendLimit(5.0, **fields),
+}
+
+
+@pytest.mark.parametrize("field", LIMITS)
+@pytest.mark.parametrize("first", ["router", "route"])
+def test_what_is_shared_needs_a_name(field: str, first: str) -> None:
+    """Without one, two tables would make two limits of one, and so twice the limit."""
+
+    def share(limit: Any) -> RetryRouter:
+        given: dict[str, Any] = {field: limit}
+        is_above = first == "router"
+        one = rated(model=openai(), **({} if is_above else given))
+        other = rated(model=claude(), **given)
+        return RetryRouter(routes=[one, other], **(given if is_above else {}))
+
+    with pytest.raises(ValueError, match=rf"routes\[1\].{field}: is also") as refused:
+        share(LIMITS[field]()).to_config()
+    assert "give it a name, as in name='account'" in str(refused.value)
+    again = RetryRouter.from_config(share(LIMITS[field](name="account")).to_config())
+    above = again if first == "router" else again.routes[0]
+    assert getattr(above, field) is getattr(again.routes[1], field)
+
+
 def test_limits_of_one_name_are_one() -> None:
     """Two routes of one account share its limit; other numbers are a mistake."""
     limit = {"name": "account", "requests_per_minute": 60}

@@ -139,6 +139,15 @@ def test_a_text_that_never_fits_is_sent_alone(env: Env) -> None:
         (["a", ""], ValueError, "text 1 is empty"),
         ("one text", TypeError, "a list of strings, not one str"),
         (b"bytes", TypeError, "a list of strings, not one bytes"),
+        *(
+            (odd, TypeError, f"texts must be a list of strings, not one {name}")
+            for name, odd in {
+                "NoneType": None,
+                "int": 5,
+                "dict": {"a": 1},
+                "set": {"a"},
+            }.items()
+        ),
         (["a", None], TypeError, "text 1 must be a string, not NoneType"),
         ([["a"]], TypeError, "text 0 must be a string, not list"),
     ],
