@@ -223,6 +223,8 @@ def test_the_drawing_in_the_docstring_is_true() -> None:
             drawn = re.findall(
                 r"\b(?:Model|Context|OutputP)\w+(?:Error|Exception)\b", match["note"]
             )
+            if not hasattr(langchain, "ModelRefusalError"):  # Before 1.7.5.
+                drawn = ["ModelError" if "Refusal" in one else one for one in drawn]
             assert drawn == [base.__name__ for base in cls.__bases__[1:]]
             assert match["note"].lstrip().startswith("*") is cls.is_retryable
     exported = [name for name in errors.__all__ if name != "should_retry"]
