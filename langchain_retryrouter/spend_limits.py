@@ -187,8 +187,8 @@ class SpendLimit(Shareable):
     def _may_lease(self, price: Price) -> bool:
         """Whether the store may have what an attempt needs, as far as is known."""
         was_refused = self._refused_at >= self._clock.time() - _ASK_AGAIN
-        is_told = self._message is not None
-        may_lease = self._is_answering() and (is_told or not was_refused)
+        is_sent = self._message is not None
+        may_lease = self._is_answering() and (is_sent or not was_refused)
         return may_lease and price.estimate <= self.amount
 
     def _refusal(self, price: Price) -> Refusal:
@@ -228,7 +228,7 @@ class SpendLimit(Shareable):
 
     def _is_lost(self) -> bool:
         """Whether the last message is not answered any more."""
-        return self._clock.monotonic() - self._told_at >= _LOST
+        return self._clock.monotonic() - self._sent_at >= _LOST
 
     def settle(self, one: SpendReservation, cost: float) -> None:
         """Count what an attempt has cost, in the period in which it began."""
@@ -284,7 +284,7 @@ class SpendLimit(Shareable):
         self._leased = self._others = 0.0
         self._message: object = None  # The one that is not answered yet.
         self._has_failed = self._was_used = False
-        self._told_at = -math.inf
+        self._sent_at = -math.inf
         self._refused_at = -math.inf  # When the store had no more.
 
     def _chunk(self) -> float:
@@ -306,7 +306,7 @@ class SpendLimit(Shareable):
             self._leased = min(self._leased, total)
             self._has_failed = self._has_failed or self._message is not None
             self._message = message = object()
-            self._told_at = self._clock.monotonic()
+            self._sent_at = self._clock.monotonic()
             args = self._args(store, total, more)
 
         def on_reply(reply: Reply | None) -> None:
