@@ -735,9 +735,10 @@ class EventReader:
             # Calls and reasoning are tokens too: the caller is handed them.
             calls = data.get("tool_calls") or data.get("function_call")
             is_token = bool(text or calls or read_reasoning(data))
+            reason = None
             if "finish_reason" in data:
                 self.is_chat = True
-                self.finish_reason = _text_or_none(data["finish_reason"])
+                reason = _text_or_none(data["finish_reason"])
                 is_finished = bool(data["finish_reason"])
             elif is_finished := bool(_text_or_none(data.get("model"))):
                 self.model, self.is_chat = data["model"], False
@@ -749,7 +750,7 @@ class EventReader:
                     )
                     raise GPT_ROUTER_ERRORS[FailureKind.INVALID_REQUEST](msg)
             if is_finished or is_token or self._is_finished is None:
-                self._is_finished = is_finished
+                self._is_finished, self.finish_reason = is_finished, reason
             return ChunkInfo(text, is_token)
         if event.event == "end":
             return ChunkInfo(is_end=self._is_finished is not False, is_last=True)
