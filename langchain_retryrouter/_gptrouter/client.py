@@ -29,7 +29,7 @@ from pydantic import SecretStr
 from langchain_retryrouter import __version__, _http
 from langchain_retryrouter._gptrouter import http, protocol
 from langchain_retryrouter._gptrouter.protocol import GPT_ROUTER_ERRORS, SDK_KINDS
-from langchain_retryrouter._secrets import mask
+from langchain_retryrouter._providers.errors import hide_secrets
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 from langchain_retryrouter.failures import FailureKind
 
@@ -284,13 +284,13 @@ class GatewayClient(GPTRouterClient):
     def _typed_errors(self, request: http.Request) -> Iterator[None]:
         """Raise exceptions of the HTTP libraries as ours.
 
-        The key is taken out of the texts of both. A failure of the gateway at a body
+        Keys are taken out of the texts of both. A failure of the gateway at a body
         that the public one never accepts is not retried.
         """
         try:
             yield
         except Exception as error:
-            mask([self.api_key], error)
+            hide_secrets(error, [self.api_key])
             typed = error if isinstance(error, RetryRouterError) else _type_error(error)
             if typed is None:
                 raise
@@ -364,7 +364,6 @@ def _type_error(error: Exception) -> RetryRouterError | None:
     """An exception of an HTTP library as one of ours; None if it is not from there."""
     if isinstance(error, _http.TooLargeError):
         return protocol.malformed(str(error))
-    _http.drop_request_headers(error)
     failure = _http.read_transport_error(error)
     if failure is None:
         return None
@@ -403,7 +402,7 @@ class SDKClient:
         known = _sdk_options(options)
         if is_stream:
             return self._events(known)
-        with _typed_sdk_errors():
+        with _typed_sdk_errors(self._client):
             response: protocol.Response = self._client.generate(
                 is_stream=False, **known
             )
@@ -416,7 +415,7 @@ class SDKClient:
         known = _sdk_options(options)
         if is_stream:
             return self._aevents(known)
-        with _typed_sdk_errors():
+        with _typed_sdk_errors(self._client):
             response: protocol.Response = await self._client.agenerate(
                 is_stream=False, **known
             )
@@ -427,14 +426,14 @@ class SDKClient:
 
         So the end of the body has to do for it; the reader still needs a finish reason.
         """
-        with _typed_sdk_errors():
+        with _typed_sdk_errors(self._client):
             yield from self._client.generate(is_stream=True, **options)
         yield protocol.GatewayEvent(event="end", data={})
 
     async def _aevents(
         self, options: dict[str, Any]
     ) -> AsyncGenerator[protocol.Event, None]:
-        with _typed_sdk_errors():
+        with _typed_sdk_errors(self._client):
             events = await self._client.agenerate(is_stream=True, **options)
             try:
                 async for event in events:
@@ -451,12 +450,13 @@ def _sdk_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _typed_sdk_errors() -> Iterator[None]:
+def _typed_sdk_errors(client: Any) -> Iterator[None]:
     try:
         yield
     except RetryRouterError:
         raise
     except Exception as error:
+        hide_secrets(error, [str(getattr(client, "api_key", ""))])
         kinds = [kind for cls, kind in SDK_KINDS.items() if isinstance(error, cls)]
         if not kinds:
             raise

@@ -5,9 +5,20 @@ import traceback
 from typing import Final
 
 import pytest
+from pydantic import SecretStr
 
-from langchain_retryrouter import RetryRouter, RetryRouterError
-from langchain_retryrouter.testing import FaultyGateway, Status
+from langchain_retryrouter import (
+    GPTRouter,
+    GPTRouterModel,
+    RetryRouter,
+    RetryRouterError,
+)
+from langchain_retryrouter.testing import (
+    ErrorEvent,
+    ErrorInOk,
+    FaultyGateway,
+    Status,
+)
 from tests.support.models import chat_openai
 from tests.unit_tests.conftest import Twin
 
@@ -68,6 +79,35 @@ def test_a_key_is_known_by_its_form(
     )
     assert f"not {before}***{behind} here" in str(error)
     assert key not in shown
+
+
+@pytest.mark.parametrize("row", KEYS)
+def test_a_gateway_s_error_shows_no_key_of_its_providers(
+    twin: Twin, gateway: FaultyGateway, row: str
+) -> None:
+    """A gateway quotes its providers, who quote its key: no error shows that."""
+    before, key, behind = KEYS[row]
+    said = f"not {before}{key}{behind} here"
+    llm = GPTRouter(
+        models_priority_list=[
+            GPTRouterModel(name="gpt-4", provider_name="chat_openai")
+        ],
+        gpt_router_api_base=gateway.url,
+        gpt_router_api_key=SecretStr("the-gateway-s-own-key"),
+        max_retries=0,
+    )
+    for ask, step in (
+        (twin.invoke, Status(401, message=said)),
+        (twin.invoke, ErrorInOk(said)),
+        (twin.stream, ErrorEvent(said, status=401)),
+    ):
+        gateway.always(step)
+        with pytest.raises(RetryRouterError) as caught:
+            ask(llm, "hi")
+        error = caught.value
+        text = f"{error.body} {''.join(traceback.format_exception(error))}"
+        assert f"not {before}***{behind} here" in str(error)
+        assert key not in text
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from langchain_retryrouter import FailureKind, OpenAIChat, errors
+from langchain_retryrouter import AzureOpenAI, FailureKind, OpenAIChat, errors
 from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 from langchain_retryrouter.failures import is_retryable
 from langchain_retryrouter.testing import (
@@ -300,6 +300,7 @@ def everything_said(error: BaseException) -> str:
     return "\n".join(told)
 
 
+@pytest.mark.parametrize("by_function", [False, True])
 @pytest.mark.parametrize("status", [200, 401])
 @pytest.mark.parametrize(
     "body",
@@ -311,14 +312,19 @@ def everything_said(error: BaseException) -> str:
     ids=["message", "details", "page"],
 )
 def test_a_key_that_the_server_quotes_is_not_shown(
-    every: Env, method: str, body: Any, status: int
+    every: Env, method: str, body: Any, status: int, *, by_function: bool
 ) -> None:
     """Neither an error nor its causes show the key, even if the server quotes it."""
+    fields: dict[str, Any] = {}
+    if by_function:
+        is_azure = isinstance(every.new(), AzureOpenAI)
+        fields = {"api_key": None, "azure_ad_token_provider": lambda: KEY}
+        fields = fields if is_azure else {"api_key": lambda: KEY}
     is_page = isinstance(body, str)
     headers = {"content-type": "text/html"} if is_page else JSON
     every.gateway.always(Body(status, headers, body if is_page else json.dumps(body)))
     with pytest.raises(errors.RetryRouterError) as caught:
-        getattr(every, method)(every.new(), "hi")
+        getattr(every, method)(every.new(**fields), "hi")
     assert status == 200 or isinstance(caught.value, errors.AuthenticationError)
     assert "***" in everything_said(caught.value)
     assert KEY not in everything_said(caught.value)
