@@ -345,6 +345,27 @@ def test_an_error_in_a_200_has_the_facts_of_its_headers(
     assert (error.request_id, error.response.status_code) == ("req_1", 200)
 
 
+@pytest.mark.parametrize(
+    ("sentence", "seconds"),
+    [
+        ("Please retry in 34.074824224s.", 34.074824224),
+        ("Please try again in 1m2.5s.", 62.5),
+        ("Please try again after 1 minute and 30 seconds", 90),
+        ("Weekly usage limit reached. Resets in 6hr 29min.", 23_340),
+        ("Retry after: 2 hrs", 7200),
+        ("Try again in less than 5 minutes", 300),
+        ("Please wait about ~20s", 20),
+        ("Limit of 5 requests in 10 seconds. Try again later.", None),
+    ],
+)
+def test_the_wait_in_a_sentence(env: Env, sentence: str, seconds: float | None) -> None:
+    """A provider that asks for a wait in words alone is heard."""
+    env.gateway.always(Status(429, message=sentence))
+    with pytest.raises(errors.RateLimitError) as caught:
+        env.invoke(env.new(max_retries=0), "hi")
+    assert caught.value.retry_after == seconds
+
+
 # --- filters ---
 
 
