@@ -317,7 +317,8 @@ class _EventParser:
 
     def __init__(self) -> None:
         self._parser = _http.SSEParser()
-        self._half = ""  # Of a character that the next update's text ends.
+        # Of characters that the next piece of a text ends, by the text.
+        self._halves: dict[Any, str] = {}
         self.is_over = False
 
     def feed(self, chunk: bytes) -> Iterator[protocol.GatewayEvent]:
@@ -330,7 +331,7 @@ class _EventParser:
                 if event is None:
                     continue
                 # A half is only ever written as an escape, from `\ud800` on.
-                may_be_cut = self._half or b"\\ud" in frame.data.lower()
+                may_be_cut = self._halves or b"\\ud" in frame.data.lower()
                 if may_be_cut and event.event == "update":
                     self._join_halves(event.data)
                 self.is_over = event.event == "end"
@@ -343,12 +344,26 @@ class _EventParser:
 
     def _join_halves(self, update: dict[str, Any]) -> None:
         """Keep half of a character for the next update, unless this is the last."""
-        text = self._half + (update.get("text") or "")
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         low, high = _FIRST_HALVES
-        is_cut = low <= text[-1:] <= high and not update.get("finish_reason")
-        self._half = text[-1:] if is_cut else ""
-        update["text"] = text.removesuffix(self._half)
+        for holder, name, key in _texts_in(update):
+            if not isinstance(holder.get(name), str):
+                continue
+            text = self._halves.pop(key, "") + holder[name]
+            units = text.encode("utf-16", "surrogatepass")
+            text = units.decode("utf-16", "surrogatepass")
+            if low <= text[-1:] <= high and not update.get("finish_reason"):
+                self._halves[key] = text[-1:]
+                text = text[:-1]
+            holder[name] = text
+
+
+def _texts_in(update: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """Where an update may have a piece of a text, and what tells the texts apart."""
+    for name in ("text", *protocol.REASONING):
+        yield update, name, name
+    yield update.get("function_call") or {}, "arguments", "function_call"
+    for call in update.get("tool_calls") or ():
+        yield call.get("function") or {}, "arguments", call.get("index")
 
 
 def _shorter(limit: float | None, other: float | None) -> float | None:

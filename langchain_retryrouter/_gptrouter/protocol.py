@@ -437,7 +437,7 @@ class ModelList:
 
 # --- responses ----------------------------------------------------------------------
 
-_REASONING: Final = ("reasoning_content", "reasoning", "thinking")
+REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 _COUNTS: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
 # More is not a count of tokens, and too large for many a reader.
 _LARGEST_COUNT: Final = 2**63 - 1
@@ -630,7 +630,7 @@ def read_count(value: Any) -> int | None:
 
 def read_reasoning(data: Mapping[str, Any]) -> str | None:
     """The model's reasoning in a choice or an update, under any of its names."""
-    for name in _REASONING:
+    for name in REASONING:
         text = data.get(name)
         if text and isinstance(text, str):
             return text
