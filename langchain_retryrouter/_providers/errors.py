@@ -641,6 +641,9 @@ def _read_answer(error: BaseException, unix_time: float) -> ErrorReport | None:
     names = {cls.__name__ for cls in type(error).__mro__}
     if names & {"APIConnectionError", "APIResponseValidationError"}:
         return None
+    below = {cls.__name__ for cls in type(error.__cause__).__mro__}
+    if "HttpProcessingError" in below:  # Its 400, of what is not HTTP, is aiohttp's.
+        return None
     is_sdks = ("APIError" in names and hasattr(error, "body")) or (
         "ResponseError" in names and module.startswith("ollama")
     )

@@ -20,6 +20,7 @@ from langchain_retryrouter.testing import (
     Hangup,
     HtmlPage,
     MalformedEvent,
+    Raw,
     Reset,
     Silence,
     Status,
@@ -343,6 +344,25 @@ def test_an_error_in_a_200_has_the_facts_of_its_headers(
         getattr(every, method)(every.new(), "hi")
     error: Any = caught.value
     assert (error.request_id, error.response.status_code) == ("req_1", 200)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "220 mail.example.com ESMTP\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: one\r\n\r\n",
+        f"HTTP/1.1 200 OK\r\nx: {'x' * 200_000}\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    ],
+    ids=["status line", "length", "header", "chunk"],
+)
+def test_what_is_not_http_is_a_lost_connection(env: Env, sent: str) -> None:
+    """It is no refusal of the request, whatever status a library makes up for it."""
+    env.gateway.script(Raw(sent.encode()), whole(choice("text", "stop")))
+    assert env.invoke(env.new(), "hi") == "text"
+    env.gateway.always(Raw(sent.encode()))
+    with pytest.raises(errors.APIConnectionError):
+        env.invoke(env.new(max_retries=0), "hi")
 
 
 @pytest.mark.parametrize(
