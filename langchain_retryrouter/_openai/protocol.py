@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from langchain_core.outputs import GenerationChunk
 
 from langchain_retryrouter import _json
-from langchain_retryrouter._http import SSEParser
+from langchain_retryrouter._http import ServerSentEvent, SSEParser
 from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 from langchain_retryrouter._providers.errors import read_event
 from langchain_retryrouter._providers.finish_reasons import kind_of, says_failed
@@ -275,6 +275,13 @@ def read_answer(answer: Any) -> CompletionResult:
 # Streams.
 
 
+def _is_heartbeat(event: ServerSentEvent) -> bool:
+    """Whether an event only keeps the connection: no data, or no JSON under a name."""
+    data = event.data.strip()
+    is_named = event.kind != b"message" and not data.startswith((b"{", b"["))
+    return event.kind != b"error" and (is_named or not data)
+
+
 class ClassifiedChunk(NamedTuple):
     """A chunk of a stream, and what it means for the stream."""
 
@@ -307,7 +314,8 @@ class StreamReader:
             if event.data.startswith(b"[DONE]"):
                 self.is_done = True
                 return
-            yield self._read(event.data, event.kind)
+            if not _is_heartbeat(event):
+                yield self._read(event.data, event.kind)
 
     def _read(self, data: bytes, event: bytes) -> ClassifiedChunk:
         try:
