@@ -36,7 +36,9 @@ _KEY: Final = re.compile(
     # By where they are: the login of a URL, a value of its query, a header.
     r"|(?<=://)[^\s/@:\"']*:[^\s/@\"']+(?=@)"
     r"|(?P<before>[?&](?i:[\w-]*(?:key|token|secret|password|signature|sig))="
-    r"|\b(?i:basic|bearer)\s+(?=[^\s&\"'<>][a-z._~+/-]{0,40}[A-Z0-9]))[^\s&\"'<>]{8,}"
+    # Basic is a word, too: behind it is a text in base64, and not "JavaScript".
+    r"|\b(?i:basic\s+(?=[a-z0-9+/]{12,}={0,2}(?![\w.-]))|bearer\s+)"
+    r"(?=[^\s&\"'<>][a-z._~+/-]{0,40}[A-Z0-9]))[^\s&\"'<>]{8,}"
     # A header that cannot be sent, whose `repr` need not have the key as it is.
     r"|(?P<quote>['\"])(?<=eader value .|ader value b.|ader value: .).*(?P=quote)"
 )

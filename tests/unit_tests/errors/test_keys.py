@@ -55,6 +55,7 @@ NAMES: Final = [
     *("chatcmpl-9abcDEF0123456789abcdefGHIJK", "req_011CSHoEeqs5C35K2UUqR7Fy"),
     *("resp_67ccd2bed1ec8190b14f964abc054267", "msg_01XFDUDYJgAACzvnptvVoYEL"),
     *("123e4567-e89b-12d3-a456-426614174000", "d41d8cd98f00b204e9800998ecf8427e"),
+    *("Basic JavaScript and PostgreSQL", "basic Python3.11-compatible code"),
     *("Basic authentication is off", "Bearer Token", "a Bearer authentication header"),
     *("https://host:443/v1/x?api-version=2024-10-21", "at http://a:80 by b@c.de"),
 ]
