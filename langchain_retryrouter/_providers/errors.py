@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from langchain_retryrouter import _json
 from langchain_retryrouter._http import (
     CLOSED_LOOP,
-    drop_request_headers,
+    hide_request,
     read_transport_error,
 )
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
@@ -197,7 +197,7 @@ def hide_secrets(
 
     mask_with(hide, error)
     for one in causes:
-        drop_request_headers(one)
+        hide_request(one, hide)
     return hide
 
 
@@ -642,7 +642,8 @@ def _read_answer(error: BaseException, unix_time: float) -> ErrorReport | None:
     if names & {"APIConnectionError", "APIResponseValidationError"}:
         return None
     below = {cls.__name__ for cls in type(error.__cause__).__mro__}
-    if "HttpProcessingError" in below:  # Its 400, of what is not HTTP, is aiohttp's.
+    # aiohttp's status 400 is for what is not HTTP, another one is that of a proxy.
+    if "HttpProcessingError" in below or "ClientHttpProxyError" in names:
         return None
     is_sdks = ("APIError" in names and hasattr(error, "body")) or (
         "ResponseError" in names and module.startswith("ollama")

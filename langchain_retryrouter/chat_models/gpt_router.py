@@ -346,7 +346,8 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
                 which the public gateway refuses; or "json_mode", where the prompt has
                 to ask for JSON and describe it.
             include_raw: Whether to return a dict of `raw`, `parsed` and
-                `parsing_error` instead, and never to raise for what cannot be parsed.
+                `parsing_error` instead, and not to raise for what cannot be parsed,
+                unless a stream was cut within it.
             strict: Whether the provider has to follow the schema exactly.
             **kwargs: More options of a call.
 

@@ -11,6 +11,7 @@ import socket
 import ssl
 import sys
 import time
+import traceback
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -422,6 +423,16 @@ def test_a_proxy_that_does_not_answer_is_no_connection(env: Env) -> None:
 
     assert caught.value.may_have_run is False
     assert caught.value.attempts == 2
+
+
+def test_the_password_of_a_proxy_that_refuses_is_not_shown(env: Env) -> None:
+    """What a proxy answers is no answer of the gateway, and has no login in it."""
+    proxy = env.gateway.url.replace("//", "//ann:the-password@")
+    address = "https://gateway.test"
+    with pytest.raises(APIConnectionError) as caught:
+        env.invoke(env.llm(proxy=proxy, gpt_router_api_base=address), "hi")
+    assert caught.value.may_have_run is False
+    assert "the-password" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_the_address_may_have_a_user_and_a_password(env: Env) -> None:
