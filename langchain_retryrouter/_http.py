@@ -247,12 +247,12 @@ def read_transport_error(error: BaseException) -> Failure | None:
 def hide_request(error: BaseException, hide: Callable[[str], str]) -> None:
     """Take the request's headers out of an exception of aiohttp's.
 
-    Its address, which the exception prints, becomes what `hide` makes of it.
+    An address with a secret, which the exception prints, becomes a text without it.
     """
     info: Any = vars(error).get("request_info")
     if hasattr(info, "headers") and hasattr(info, "_replace"):
-        urls = {name: getattr(info, name, None) for name in ("url", "real_url")}
-        shown = {name: type(url)(hide(str(url))) for name, url in urls.items() if url}
+        urls = {name: str(getattr(info, name, "")) for name in ("url", "real_url")}
+        shown = {name: hide(url) for name, url in urls.items() if hide(url) != url}
         bare = info._replace(headers={}, **shown)
         vars(error)["request_info"] = bare
         error.args = tuple(bare if arg is info else arg for arg in error.args)
