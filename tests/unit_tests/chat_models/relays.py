@@ -66,8 +66,8 @@ class Relay:
 
     def _run(self, target: Callable[..., None], *args: Any) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)  # Now that it can be joined.
 
     def _accept(self) -> None:
         while True:
