@@ -290,5 +290,7 @@ def with_others(
     lead.others = tuple(others.values())
     for other in lead.others:
         route = f"{other.route}: " if other.route else ""
-        lead.add_note(f"{route}{type(other).__name__}: {other.message}")
+        note = f"{route}{type(other).__name__}: {other.message}"
+        if note not in getattr(lead, "__notes__", ()):
+            lead.add_note(note)
     return lead
