@@ -82,7 +82,12 @@ from langchain_retryrouter._router.preflight import (
     skipped_routes,
 )
 from langchain_retryrouter._router.route import in_blocks, rate_limits_of
-from langchain_retryrouter._router.setup import FailoverRule, RouterFields, RouterMemory
+from langchain_retryrouter._router.setup import (
+    FailoverRule,
+    RouterFields,
+    RouterMemory,
+    check_action,
+)
 from langchain_retryrouter.errors import BASE_ERRORS, LengthLimitError, RetryRouterError
 from langchain_retryrouter.failures import FAILURE_ACTIONS, FailureAction, FailureKind
 
@@ -154,7 +159,8 @@ class FailoverRules:
         for rule in self._rules:
             if callable(rule):
                 if (action := rule(raised)) is not None:
-                    return FailureAction(action)
+                    name = getattr(rule, "__name__", repr(rule))
+                    return check_action(action, f"failover_on: {name}(...)")
                 continue
             for failure, action in rule.items():
                 if isinstance(failure, type) and (

@@ -290,6 +290,20 @@ def test_a_copy_with_other_routes_is_a_new_router(twin: Twin) -> None:
     assert [twin.invoke(one, "hi").text for one in (router, shared)] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    "field", ["affinity", "breaker_settings", "clock", "routes", "store", "strategy"]
+)
+def test_a_field_that_would_have_no_effect_cannot_be_set(field: str) -> None:
+    """What only the constructor reads is an error later; the rest may be set."""
+    router = router_of(Odd(results=[answer("a")]))
+    before = getattr(router, field)
+    with pytest.raises(AttributeError, match=rf"model_copy\(update={{'{field}'"):
+        setattr(router, field, None)
+    assert getattr(router, field) is before
+    router.stream_recovery = "error"
+    assert router.stream_recovery == "error"
+
+
 def test_a_failure_is_told_once() -> None:
     """Though it was to be retried, and the time for that was over then."""
     clock = FakeClock()
