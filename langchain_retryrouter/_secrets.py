@@ -1,9 +1,10 @@
 """Keeps secrets out of errors, and out of messages about refused arguments.
 
-`mask` takes known keys out of an error and of all that its traceback prints, and
-`hide_keys` takes what looks like a key out of a text. `shown`, and the checks for
-`field_validator(..., mode="wrap")`, name a refused value unless it may be a key at the
-wrong place; `refuse_unknown` names a refused argument, and the one that may be meant.
+`redact_text` takes known keys out of a text, `hide_keys` what looks like a key, and
+`mask_with` does so in all that the traceback of an error prints. `shown`, and the
+checks for `field_validator(..., mode="wrap")`, name a refused value unless it may be a
+key at the wrong place; `refuse_unknown` names a refused argument, and the one that may
+be meant.
 """
 
 from __future__ import annotations
@@ -38,20 +39,12 @@ _KEY: Final = re.compile(
     # By where they are: the login of a URL, a value of its query, a header.
     r"|(?<=://)[^\s/@:\"']*:[^\s/@\"']+(?=@)"
     r"|(?P<before>[?&](?i:[\w-]*(?:key|token|secret|password|signature|sig))="
-    r"|\b(?i:basic|bearer)\s+(?=[^\s&\"'<>][a-z._~+/-]{0,40}[A-Z0-9]))[^\s&\"'<>]{8,}"
+    # Basic is a word, too: behind it is a text in base64, and not "JavaScript".
+    r"|\b(?i:basic\s+(?=[a-z0-9+/]{12,}={0,2}(?![\w.-]))|bearer\s+)"
+    r"(?=[^\s&\"'<>][a-z._~+/-]{0,40}[A-Z0-9]))[^\s&\"'<>]{8,}"
     # A header that cannot be sent, whose `repr` need not have the key as it is.
     r"|(?P<quote>['\"])(?<=eader value .|ader value b.|ader value: .).*(?P=quote)"
 )
-
-
-def mask(secrets: Iterable[str], error: BaseException) -> None:
-    """Take `secrets` out of an error, its causes and contexts, wherever they print.
-
-    Those shorter than `SHORTEST_SECRET` are not hidden.
-    """
-    long = [one for one in secrets if len(one) >= SHORTEST_SECRET]
-    if long:
-        mask_with(lambda text: redact_text(long, text), error)
 
 
 def mask_with(hide: Callable[[str], str], error: BaseException) -> None:

@@ -191,11 +191,13 @@ class _Config:
         try:
             yield
         except ValidationError as error:
-            for one in error.errors(include_input=False, include_url=False):
+            for one in error.errors(include_url=False):
                 if one["type"] == "missing" and one["loc"] == ("routes",):
                     continue  # They were left out, since they have problems.
                 here = self.at(place, *one["loc"])
                 text = redact_text(hidden, one["msg"]).removeprefix("Value error, ")
+                if text == one["msg"] and one["type"] != "missing":  # Pydantic's own.
+                    text = f"{text}, not {shown(one['input'])}"
                 if here == place and one["loc"]:
                     text = f"{'.'.join(map(str, one['loc']))}: {text}"
                 self.problem(here, text)

@@ -52,8 +52,8 @@ from tests.unit_tests.conftest import Twin
 from tests.unit_tests.listeners import A_LONG_PROMPT, deaf
 
 from .conftest import ENOUGH, GPT_4, SHORT, WAYS, Env, NewModel
-from .frames import END, text_of, update
-from .relays import Proxy, Relay
+from .frames import END, outcomes, text_of, update
+from .relays import EarlyHints, Proxy, Relay
 
 HANG_UP = Stall(after=1, seconds=60)
 EVENTS = f"{update('Hi', 'stop')}\n\n{END}\n\n".encode()
@@ -598,6 +598,20 @@ def test_a_redirect_is_not_followed(env: Env) -> None:
                 call(env.llm(), "hi")
             assert (caught.value.status_code, caught.value.attempts) == (307, 1)
         assert other.requests == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_connection_after_an_interim_response_is_not_used_again(
+    env: Env, way: str
+) -> None:
+    """The answer that follows a 103 is never that to another request."""
+    with EarlyHints(env.gateway.url, answers=env.is_async) as relay:
+        message = env.ask(way, gpt_router_api_base=relay.url, timeout=ENOUGH)
+        assert message.content == STUB_TEXT
+        # aiohttp waits for the answer; http.client takes the 103 for it.
+        assert relay.connections == (1 if env.is_async else 2)
+        tried = ["ok"] if env.is_async else ["malformed", "ok"]
+        assert outcomes(message) == tried
 
 
 # --- limits of time ---
