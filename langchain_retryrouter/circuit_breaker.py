@@ -25,6 +25,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from langchain_retryrouter._shared import (
     BREAKER,
+    MOST_SECONDS,
     Clock,
     Reply,
     Shareable,
@@ -40,7 +41,6 @@ _BUCKETS: Final = 10
 _LONGEST_PAUSE: Final = 86_400.0
 _MAX_SUSPECTS: Final = 1_000
 _PROBE_INTERVAL: Final = 0.1  # Seconds between two looks at another call's probe.
-_MOST_SECONDS: Final = 1e9  # 31 years: a store cannot keep a time without an end.
 _LEASE: Final = 5.0  # Seconds that a probe has for all, unless it is renewed.
 _SAME_PAUSE: Final = 0.05  # Seconds by which many answers of one moment differ.
 _REPAIRED: Final = 1.0  # Seconds after which a store has answered, if ever.
@@ -701,7 +701,7 @@ class _Bucket:
 
 
 def _ms(seconds: float) -> int:
-    return math.ceil(min(seconds, _MOST_SECONDS) * 1000)
+    return math.ceil(min(seconds, MOST_SECONDS) * 1000)
 
 
 def _bounded(seconds: float | None) -> float:

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._shared import (
+    MOST_SECONDS,
     SPEND,
     Locked,
     Reply,
@@ -327,8 +328,9 @@ class SpendLimit(Shareable):
     def _args(
         self, store: Store, total: float, more: float = 0.0, has_left: int = 0
     ) -> list[Any]:
-        me, ends = f"{store.process}#{self.number}", self._ends - self._clock.time()
-        return [me, self._began, int(1000 * ends), self.amount, total, more, has_left]
+        me, left = f"{store.process}#{self.number}", self._ends - self._clock.time()
+        ends = int(1000 * min(left, MOST_SECONDS))
+        return [me, self._began, ends, self.amount, total, more, has_left]
 
     def refresh(self) -> None:
         """Give back what is not used, each second, and ask what the others have."""

@@ -314,3 +314,15 @@ def test_a_clock_that_is_ahead_takes_no_money_from_others() -> None:
     for clock in clocks:
         clock.advance(3)
     assert [limit.left for limit in limits] == [pytest.approx(2)] * 2
+
+
+@pytest.mark.parametrize("seconds", [1e10, 1e306])
+def test_a_limit_for_all_time_is_shared(stores: list[Any], seconds: float) -> None:
+    """A period that began with the Unix epoch, and ends after any time, is one."""
+    one, other = (
+        SpendLimit(10, per=seconds, name="x", store=store) for store in stores[:2]
+    )
+    reserved(one, 6).settle(6)
+    eventually(lambda: other.left <= 4)
+    reserved(other, 3).settle(3)
+    eventually(lambda: one.left <= 1)
