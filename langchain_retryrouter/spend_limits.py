@@ -362,12 +362,17 @@ class SpendLimit(Shareable):
             has_nothing = max(self._leased, total) == 0.0
             if store is None or not store.is_up or has_nothing:
                 return  # What was spent without the store is said when it is back.
-            args, others = self._args(store, total, has_left=1), self._others + total
-            self._spent = 0.0
-            self._forget_attempts()
-            self._forget_store()
-            self._others = others
+            args = self._args(store, total, has_left=1)
+            self._start_over(total)
         self._submit(args, lambda _: None)  # This may be collected now.
+
+    def _start_over(self, taken: float) -> None:
+        """Begin with nothing: what this has `taken` is as others' from now on."""
+        others = self._others + taken
+        self._spent = 0.0
+        self._forget_attempts()
+        self._forget_store()
+        self._others = others
 
     def __del__(self) -> None:
         """Give back the lease."""
@@ -377,10 +382,10 @@ class SpendLimit(Shareable):
     def forked(self) -> None:
         """This is the child of a fork: the parent keeps the attempts and the lease."""
         super().forked()
-        self._forget_attempts()
-        if self._store is not None:
-            self._spent = 0.0
-            self._forget_store()
+        if self._store is None:
+            self._forget_attempts()
+        else:
+            self._start_over(max(self._leased, self._spent + self._held))
 
     def __getstate__(self) -> dict[str, Any]:
         """The numbers and what was spent, without the clock."""

@@ -1,5 +1,7 @@
 """Limits for a period that processes share over a store."""
 
+import os
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +18,7 @@ from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.testing import FakeClock, FaultyGateway
 from tests.support.interleavings import LuaAndPython
 from tests.unit_tests.stores.conftest import (
+    AwayStore,
     LateStore,
     Processes,
     RefusingStore,
@@ -326,3 +329,22 @@ def test_a_limit_for_all_time_is_shared(stores: list[Any], seconds: float) -> No
     eventually(lambda: other.left <= 4)
     reserved(other, 3).settle(3)
     eventually(lambda: one.left <= 1)
+
+
+@pytest.mark.parametrize("way", ["pickle", "fork"])
+def test_a_copy_in_another_process_knows_what_was_spent(way: str) -> None:
+    """While the store is away it does not spend what others have, once more."""
+    store = AwayStore()
+    store.is_up = True
+    limit = SpendLimit(10, name="x", store=store)
+    reserved(limit, 8).settle(8)
+    store.is_up = False
+    if way == "pickle":
+        assert pickle.loads(pickle.dumps(limit)).left <= 2
+        return
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        os.write(write, str(limit.left).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert float(os.read(read, 100)) <= 2
