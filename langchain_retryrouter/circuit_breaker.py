@@ -96,12 +96,14 @@ class Refusal:
     """An attempt is refused, for so long; 0 while another call is the probe.
 
     `why` is what the server said, if all processes know it, and `reason` what
-    refuses the attempt, if that is not the breaker.
+    refuses the attempt, if that is not the breaker. `is_asked` is whether the store
+    says in a moment if it may be sent.
     """
 
     retry_after: float
     why: str = ""
     reason: str = ""
+    is_asked: bool = False
 
 
 class CircuitBreaker(Shareable):

@@ -30,6 +30,7 @@ Period: TypeAlias = Literal["minute", "hour", "day", "month"]
 _SECONDS: Final = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}
 _ROUNDING: Final = 1e-12
 _ASK_AGAIN: Final = 1.0  # Seconds until a store that had no more is asked again.
+_LEASE_WAIT: Final = 0.25  # Seconds for which no other route is asked meanwhile.
 _LOST: Final = 1.0  # Seconds after which a reply is not waited for any more.
 _PARTS: Final = 50  # Of a process's share, which are leased one by one.
 
@@ -194,7 +195,8 @@ class SpendLimit(Shareable):
 
     def _refusal(self, price: Price) -> Refusal:
         if self._may_lease(price):
-            return Refusal(0.0, reason=f"{self} is asked for money")
+            is_asked = self._clock.monotonic() - self._sent_at < _LEASE_WAIT
+            return Refusal(0.0, reason=f"{self} is asked for money", is_asked=is_asked)
         left = self._has() - self._spent
         reason = (
             f"an attempt may cost {price.estimate:.4g}, and {self} has"
