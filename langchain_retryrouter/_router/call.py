@@ -753,7 +753,7 @@ class RouterCall:
         for message, reason in answers:
             self._judge.judge(message, reason, begun)
         if entry is not None:
-            entry.update(result)
+            entry.update()
         return result
 
     def connect(self, _: Attempt) -> EventSource[StreamEvent]:
@@ -768,7 +768,7 @@ class RouterCall:
                 try:
                     route = attempt.route.keyed()
                     refuse_given_up()
-                    chunks = route.stream(attempt.messages, attempt.options)
+                    chunks, entry = route.stream(attempt.messages, attempt.options)
                     with contextlib.ExitStack() as stack:
                         if hasattr(chunks, "close"):  # As a generator has.
                             stack.callback(chunks.close)
@@ -785,6 +785,8 @@ class RouterCall:
             events, answers = self._end(attempt, check)
         for message, reason in answers:
             self._judge.judge(message, reason, attempt)
+        if entry is not None:
+            entry.update()
         yield from events
 
     async def agenerate(self, _: Attempt) -> ChatResult:
@@ -804,7 +806,7 @@ class RouterCall:
         for message, reason in answers:
             await self._judge.ajudge(message, reason, begun)
         if entry is not None:
-            await entry.aupdate(result)
+            await entry.aupdate()
         return result
 
     async def aconnect(self, _: Attempt) -> AEventSource[StreamEvent]:
@@ -821,7 +823,8 @@ class RouterCall:
                 try:
                     with reraise_lost_cancellation():
                         route = await attempt.route.akeyed()
-                        found = await route.astream(attempt.messages, attempt.options)
+                        messages, options = attempt.messages, attempt.options
+                        found, entry = await route.astream(messages, options)
                     chunks = aiter(found)
                     async with contextlib.AsyncExitStack() as stack:
                         if hasattr(chunks, "aclose"):
@@ -840,6 +843,8 @@ class RouterCall:
             events, answers = self._end(attempt, check)
         for message, reason in answers:
             await self._judge.ajudge(message, reason, attempt)
+        if entry is not None:
+            await entry.aupdate()
         for event in events:
             yield event
 

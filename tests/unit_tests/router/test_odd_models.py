@@ -149,16 +149,49 @@ def cache(request: pytest.FixtureRequest) -> Iterator[Any]:
     set_llm_cache(None)
 
 
+@every_way
 @pytest.mark.parametrize("accepts", [None, "Hello"])
 def test_only_a_good_answer_is_cached(
-    twin: Twin, cache: Any, accepts: str | None
+    way: Way, cache: Any, accepts: str | None
 ) -> None:
     """A bad one would be the answer for ever, and no retry would help."""
     model = Odd(results=[answer("Bad" if accepts else ""), HELLO], cache=cache)
     accept = (lambda message: message.text == accepts) if accepts else None
     router = router_of(model, retries=1, accept=accept, cache=False)
-    assert [twin.invoke(router, "hi").text for _ in range(3)] == ["Hello"] * 3
+    assert [message_of(way, router).text for _ in range(3)] == ["Hello"] * 3
     assert len(model.asked) == 2
+
+
+@every_way
+def test_a_cache_that_cannot_keep_an_answer_does_not_cost_it(way: Way) -> None:
+    """The answer is paid for, and is good."""
+
+    class Full(InMemoryCache):
+        def update(self, *_: Any) -> None:
+            text = "out of memory"
+            raise ConnectionError(text)
+
+    router = router_of(Odd(results=[HELLO], cache=Full()))
+    assert message_of(way, router).text == "Hello"
+
+
+@every_way
+def test_a_cached_answer_of_a_router_costs_nothing(way: Way) -> None:
+    """Its attempt log tells of what was sent and paid before."""
+    usage: Any = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
+    message = AIMessage("Hello", usage_metadata=usage)
+    model = Odd(results=[ChatResult(generations=[ChatGeneration(message=message)])])
+    priced = Route(model=model, input_price=1e6, output_price=1e6)
+    # Not streamed, since LangChain caches no streams.
+    fields: dict[str, Any] = {"cache": InMemoryCache(), "disable_streaming": True}
+    inner = router_of(priced, retries=1, **fields)
+    route = Route(model=inner, input_price=1, output_price=1)
+    with pytest.warns(UserWarning, match="repeats by itself"):
+        outer = router_of(route, cache=False)
+    lines = [log_of(message_of(way, outer))[0] for _ in range(2)]
+    assert ["inside" in line for line in lines] == [True, False]
+    assert [line["cost"] for line in lines] == [3, 0]
+    assert len(model.asked) == 1
 
 
 def test_an_answer_of_another_server_is_not_cached(twin: Twin, cache: Any) -> None:
