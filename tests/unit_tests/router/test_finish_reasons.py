@@ -548,6 +548,48 @@ def test_what_was_already_delivered_brings_its_facts(way: Way) -> None:
 
 
 @streaming
+def test_what_was_already_delivered_is_not_joined_with_what_is_new(way: Way) -> None:
+    """A name in each chunk is there once, and blocks come without empty texts."""
+
+    def block(text: str) -> AIMessageChunk:
+        said: list[Any] = [{"type": "text", "text": text, "index": 0}]
+        return chunk(said, {"model_name": "m-2"})
+
+    first = Scripted(chunks=[block("one "), block("two ")], breaks=True)
+    ends = chunk("", STOP)
+    second = Scripted(chunks=[block("one "), block("two "), block("three"), ends])
+
+    answer = message_of(way, router_of(first, second, stream_recovery="continue"))
+
+    assert [part["text"] for part in answer.content] == ["one two ", "three"]
+    assert answer.response_metadata["model_name"] == "m-2"
+
+
+CALL = chunk(tool_call_chunks=[tool_call_chunk(name="f", args="{}", id="1", index=0)])
+
+
+@streaming
+@pytest.mark.parametrize("repeats", ["", "I ", "I look. "])
+@pytest.mark.parametrize("takes_prefill", [False, True])
+def test_a_tool_call_behind_delivered_text_is_not_lost(
+    way: Way, repeats: str, *, takes_prefill: bool
+) -> None:
+    """It follows the text, or else the stream ends with an error."""
+    first = Scripted(chunks=[chunk("I look. ")], breaks=True)
+    second = Scripted(chunks=[chunk(repeats), CALL, chunk("", STOP)])
+    route = Route(model=second, supports_prefill=takes_prefill)
+    router = router_of(first, route, stream_recovery="continue")
+
+    if not takes_prefill and repeats != "I look. ":
+        with pytest.raises(StreamInterruptedError):
+            message_of(way, router)
+        return
+    answer = message_of(way, router)
+    assert [call["name"] for call in answer.tool_calls] == ["f"]
+    assert answer.text == "I look. " + ("I " if repeats == "I " else "")
+
+
+@streaming
 def test_a_stream_that_is_continued_is_seen_as_a_retry(way: Way) -> None:
     """Handlers and hooks hear of the break before the other route is asked."""
     seen: list[Any] = []

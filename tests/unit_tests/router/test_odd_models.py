@@ -106,6 +106,27 @@ def test_a_model_may_give_the_same_message_again(way: Way) -> None:
     assert "retryrouter" not in message.response_metadata
 
 
+@every_way
+@pytest.mark.parametrize("version", ["v0", "v1"])
+def test_a_model_may_give_the_same_chunks_again(way: Way, version: str) -> None:
+    """The router takes nothing out of them, such as the finish reason."""
+
+    class Keeping(Odd):
+        def _stream(self, *_: Any, **__: Any) -> Iterator[ChatGenerationChunk]:
+            yield from chunks
+
+    metadata = {"finish_reason": "stop", "model_name": "m"}
+    last = AIMessageChunk(
+        content="lo", response_metadata=metadata, chunk_position="last"
+    )
+    messages = [AIMessageChunk(content="Hel"), last]
+    chunks = [ChatGenerationChunk(message=message) for message in messages]
+    model = Keeping(results=[HELLO], output_version=version)
+    router = router_of(model, stream_recovery="continue")
+    assert [message_of(way, router).text for _ in range(3)] == ["Hello"] * 3
+    assert (last.content, last.chunk_position) == ("lo", "last")
+
+
 class Mapped(Odd):
     """Its streams are iterators, as the type of `_stream` allows, and no generators."""
 
