@@ -16,7 +16,13 @@ from functools import partial
 from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 from langchain_core.rate_limiters import BaseRateLimiter
-from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
+from tenacity import (
+    AsyncRetrying,
+    RetryAction,
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+)
 
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.limits import CallLimits
@@ -389,6 +395,7 @@ class RetryController:
             return None
         state = RetryCallState(retrying, None, (), {})
         state.attempt_number = self.call_state.attempts
+        state.next_action = RetryAction(0.0)
         state.set_exception((type(error), error, error.__traceback__))
         return state
 
