@@ -169,8 +169,9 @@ class RetryController:
                 yield self._wait(wait)
             if state.limits is not None or any(self.context.rate_limiters):
                 yield from self._pass_limits()
-            if self._last_error is not None and state.remaining() <= 0:
-                self._stop("the deadline is over")
+            if (self._last_error or self.context.continues) and state.remaining() <= 0:
+                reason = "the deadline is over"
+                self._stop(reason, reason)
             refusal = state.admit(self.context.route())
             if refusal is None:
                 self._turn_at = None

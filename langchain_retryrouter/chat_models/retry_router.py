@@ -357,8 +357,12 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
         """
         if update is None or _REMEMBERED.isdisjoint(update):
             return super().model_copy(update=update, deep=deep)
-        fields = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**{**fields, **update})
+        given = self.model_fields_set & type(self).model_fields.keys()
+        fields = {name: getattr(self, name) for name in given}
+        router = type(self)(**{**fields, **update})
+        # What answers of a bound copy must fit.
+        router._memory.output = self._memory.output  # noqa: SLF001 - of this class
+        return router
 
     @functools.cached_property
     def _memory(self) -> setup.RouterMemory:

@@ -24,6 +24,7 @@ from langchain_retryrouter import (
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,
+    FakeClock,
     FaultyGateway,
     MissingDone,
     Step,
@@ -614,6 +615,28 @@ def test_a_stream_that_is_continued_is_seen_as_a_retry(way: Way) -> None:
     assert (event.route, event.next_route) == ("a", "Scripted")
     assert told == (1, StreamInterruptedError, 0)
     assert len(second.sent) == 1
+
+
+@streaming
+def test_no_stream_is_continued_after_its_deadline(way: Way) -> None:
+    """A listener that took its time is not followed by another request."""
+
+    class Slow(BaseCallbackHandler):
+        def on_retry(self, *_: Any, **__: Any) -> None:
+            clock.advance(20)
+
+    clock = FakeClock()
+    first = Scripted(chunks=[chunk("one ")], breaks=True)
+    second = Scripted(chunks=[chunk("one two", STOP)])
+    policy = RetryPolicy(max_retries=0, deadline=10)
+    fields: dict[str, Any] = {"retry_policy": policy, "stream_recovery": "continue"}
+    router = router_of(first, second, clock=clock, **fields)
+
+    with pytest.raises(StreamInterruptedError) as caught:
+        message_of(way, router, "hi", {"callbacks": [Slow()]})
+
+    assert caught.value.delivered == "one "
+    assert not second.sent
 
 
 CITED = {"type": "text", "citations": [{"cited_text": "a"}], "index": 0}

@@ -19,6 +19,7 @@ from langchain_openai import ChatOpenAI
 from langchain_retryrouter import (
     InvalidRequestError,
     RateLimit,
+    RejectedAnswerError,
     RetryPolicy,
     RetryRouter,
     RetryRouterError,
@@ -342,6 +343,19 @@ def test_a_copy_with_other_routes_is_a_new_router(twin: Twin) -> None:
     assert [twin.invoke(turned, "hi").text for _ in range(2)] == ["a", "a"]
     shared = router.model_copy(update={"max_cost": None})
     assert [twin.invoke(one, "hi").text for one in (router, shared)] == ["a", "b"]
+
+
+def test_a_copy_of_a_bound_router_keeps_what_is_bound(twin: Twin) -> None:
+    """With another strategy it still asks for the object, and refuses other answers."""
+    schema = {"title": "Age", "type": "object", "properties": {"age": {}}}
+    with FaultyGateway() as gateway:
+        gateway.always(Answer("I am old."))
+        router = RetryRouter(routes=[chat_openai(gateway)], retry_policy=ONCE)
+        chain: Any = router.with_structured_output({**schema, "required": ["age"]})
+        copy = chain.first.bound.model_copy(update={"strategy": "round_robin"})
+        with pytest.raises(RejectedAnswerError):
+            twin.invoke(copy, "hi")
+        assert "Age" in str(gateway.requests[0].json)
 
 
 def test_a_failure_is_told_once() -> None:
