@@ -358,6 +358,15 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
         _ = self._memory  # Made before there are copies, which share it.
         return self
 
+    def model_copy(
+        self, *, update: Mapping[str, Any] | None = None, deep: bool = False
+    ) -> Self:
+        """A copy with the same memory, or with other routes a new router."""
+        copy = super().model_copy(update=update, deep=deep)
+        # What answers of a bound copy must fit.
+        copy._memory.output = self._memory.output  # noqa: SLF001 - of this class
+        return copy
+
     @functools.cached_property
     def _memory(self) -> setup.RouterMemory:
         return setup.RouterMemory(self)
