@@ -110,7 +110,7 @@ class RetriedModel(SharingModel):
 
     max_retries: int = 2
     """Further attempts after the first, 0 for none; short for a `retry_policy` with
-    this number. To give both is an error."""
+    this number. A `retry_policy` with another number is an error."""
     retry_policy: RetryPolicy | None = None
     """How often and how patiently to retry; None for the defaults."""
     breaker: CircuitBreaker | None = Field(default=None, exclude=True, repr=False)
