@@ -3,16 +3,18 @@
 `redact_text` takes known keys out of a text, `hide_keys` what looks like a key, and
 `mask_with` does so in all that the traceback of an error prints. `shown`, and the
 checks for `field_validator(..., mode="wrap")`, name a refused value unless it may be a
-key at the wrong place.
+key at the wrong place; `refuse_unknown` names a refused argument, and the one that may
+be meant.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from pydantic import ValidationError, ValidatorFunctionWrapHandler
+from pydantic import BaseModel, ValidationError, ValidatorFunctionWrapHandler
 
 from langchain_retryrouter import _json
 
@@ -22,6 +24,7 @@ SHORTEST_SECRET: Final = 8
 found in every other word."""
 _CUT: Final = "…"
 _LONGEST_WORD: Final = 16
+_MOST_NAMES: Final = 30  # That a message lists.
 _NO_NUMBER: Final = "Input should be a valid number"
 # Each alternative reads a text once: the texts are of servers.
 _KEY: Final = re.compile(
@@ -140,3 +143,34 @@ def _refusal(said: str, value: Any) -> ValueError:
     if is_text and not (len(value) <= _LONGEST_WORD and value.isidentifier()):
         return ValueError(f"{said}, not {value[: SHORTEST_SECRET - 1]!r}{_CUT}")
     return ValueError(f"{said}, not {value!r}")
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not known: which one may be meant."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, 1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known are {', '.join(names)}" if len(names) <= _MOST_NAMES else ""
+
+
+def refuse_unknown(
+    cls: type[BaseModel], given: Iterable[str], advice: Mapping[str, str]
+) -> None:
+    """Refuse the names of arguments that a class does not take.
+
+    Values are not shown, since they may be keys. `advice` says of some names what to
+    do instead.
+
+    Raises:
+        ValueError: One is not known.
+    """
+    fields = cls.model_fields
+    known = {*fields, *(field.alias for field in fields.values() if field.alias)}
+    for name in given:
+        if name in advice:
+            msg = f"{cls.__name__} takes no {name}: {advice[name]}"
+            raise ValueError(msg)
+        if name not in known:
+            msg = f"{cls.__name__} takes no {name!r}{nearest(name, known)}"
+            raise ValueError(msg)

@@ -305,8 +305,8 @@ class RoutingWorstCase:
         routes: Each route's share, in the router's order.
         requests: Requests sent in all.
         waited: Seconds waited between them in all.
-        seconds: Seconds until the caller has an answer or an error; None if nothing
-            limits a single attempt.
+        seconds: Seconds until the caller has an answer or an error, without a stream;
+            None if nothing limits a single attempt.
         first_token: Seconds until a stream's first token or an error; None if nothing
             limits it.
         silent_route: Seconds that the first route costs a call without a stream if it
@@ -347,7 +347,7 @@ class RoutingWorstCase:
             lines.append("  ".join([name.ljust(first), *cells, remark]).rstrip())
         lines.append("")
         for what, seconds in (
-            ("an answer or an error", self.seconds),
+            ("an answer or an error, without a stream", self.seconds),
             ("a stream's first token", self.first_token),
             ("a silent route is left, without a stream", self.silent_route),
             ("a stream that falls silent is left", self.silent_stream),
@@ -376,8 +376,9 @@ def worst_case(
 ) -> RoutingWorstCase:
     """What a call costs at most; see `RetryRouter.explain`.
 
-    These are bounds: no call goes beyond them, and few come near. Retries of a model's
-    own are counted as far as they are known.
+    These are bounds: few calls come near. Waits for a rate limit, and for a pause that
+    a server asked of an earlier call, come on top. Retries of a model's own are counted
+    as far as they are known.
     """
     has_tokens = any(value is not None for value in tokens.values())
     for name, value in tokens.items() if has_tokens else ():
@@ -424,10 +425,14 @@ def worst_case(
     total = sum(sums) if len(sums) == len(costs) else None
     if max_cost is not None:
         total = max_cost if total is None else min(total, max_cost)
-    first_token = policy.deadline
-    if policy.first_token_timeout is not None and stream_recovery != "buffer":
-        on_route = attempts * policy.first_token_timeout + between
-        first_token = min(most, len(costs) * on_route)
+
+    def within(limit: float | None) -> float | None:
+        """Seconds for all attempts, of which each ends after `limit` seconds."""
+        if limit is None:
+            return policy.deadline
+        return min(most, len(costs) * (attempts * limit + between))
+
+    is_whole = stream_recovery == "buffer"
     silent_route = policy.attempt_timeout
     if silent_route is not None:
         silent_route = min(most, silent_route)
@@ -439,8 +444,8 @@ def worst_case(
         routes=tuple(costs),
         requests=sum(cost.requests for cost in costs),
         waited=min(most, sum(cost.waited for cost in costs)),
-        seconds=policy.deadline,
-        first_token=first_token,
+        seconds=within(policy.attempt_timeout),
+        first_token=within(None if is_whole else policy.first_token_timeout),
         silent_route=silent_route,
         silent_stream=policy.deadline if stall is None else min(most, stall),
         money=total,

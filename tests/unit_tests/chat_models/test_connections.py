@@ -709,12 +709,11 @@ def test_a_dripping_server_is_not_silent(env: Env) -> None:
 def test_a_request_that_is_not_read_is_a_timeout(env: Env, way: str) -> None:
     """A server that reads nothing of a long request causes a timeout."""
     policy = RetryPolicy(max_retries=0, deadline=SHORT)
-    with deaf() as address:
-        llm = env.llm(clock=None, gpt_router_api_base=address, retry_policy=policy)
-        with within(), pytest.raises(APITimeoutError):
-            getattr(env, way)(llm, A_LONG_PROMPT)
-
     with warnings.catch_warnings():
         # asyncio's own, for a connection that cannot send what is left in its buffer.
         warnings.filterwarnings("ignore", "unclosed", ResourceWarning)
+        with deaf() as address:
+            llm = env.llm(clock=None, gpt_router_api_base=address, retry_policy=policy)
+            with within(), pytest.raises(APITimeoutError):
+                getattr(env, way)(llm, A_LONG_PROMPT)
         gc.collect()
