@@ -111,7 +111,7 @@ _MARGIN: Final = 1.1  # A count that is 10 % above the limit leaves no doubt.
 # signs of Hindi or Thai are no `\w`, and belong to their words.
 _PIECE: Final = re.compile(r"[\u2e80-\uffff]{1,3}|[\w\x80-\u2e7f]+|[^\w\s]+")
 _BYTES: Final = 6  # Few texts have more bytes a token.
-_LONG: Final = 24  # A longer piece is no word of most languages.
+_LONG: Final = 24  # Few languages have longer words.
 _LONG_TOKEN: Final = 8
 _MEDIA: Final = ("image", "audio", "video", "pdf")  # As in a profile's `image_inputs`.
 _TELLS_KIND: Final = ("mime_type", "media_type", "file_data", "data", "filename")

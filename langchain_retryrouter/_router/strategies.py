@@ -120,7 +120,7 @@ class _LeastLatency(Strategy):
     ) -> None:
         with self._lock:
             left = self._left(route, now)
-            if has_failed:  # A quick failure is no quick answer: it counts as slow.
+            if has_failed:  # A quick failure is not a quick answer: it counts as slow.
                 others = (c for place, c in enumerate(self._costs) if place != route)
                 seconds = max(seconds, _FAILED * max(others, default=0.0))
             faded = self._costs[route] * left
