@@ -283,6 +283,9 @@ class Shareable(OneForAll, Locked):
 PRESENCE: Final = 30_000
 """Milliseconds after which a process that was not seen does not count any more."""
 
+MOST_SECONDS: Final = 1e9
+"""31 years: a store cannot keep a time without an end."""
+
 _MOST_PROCESSES: Final = 64  # Beyond so many, presence is not counted.
 _MOST_OBJECTS: Final = 100  # Beyond so many, a record forgets the silent ones,
 _SILENCE: Final = 3_600_000  # after so many milliseconds.
@@ -667,7 +670,7 @@ _LUA_SPEND: Final = """
 local me, window, ends, amount, total, more, has_left = unpack(a)
 local mine, process = 't:' .. me, string.match(me, '^[^#]*')
 local members, granted, is_news = count_processes(process), 0, 0
-if window > (r.window or 0) then
+if window > (r.window or -1) then
   count('t:', math.huge)
   count('u:', math.huge)
   r.window, r.base, r.taken = window, 0, 0
@@ -699,7 +702,7 @@ def _spend(r: Record, now: int, a: list[Any]) -> Reply:
     me, window, ends, amount, total, more, has_left = a
     mine, process = f"t:{me}", me.partition("#")[0]
     members, granted, is_news = _count_processes(r, now, process), 0, 0
-    if window > r.get("window", 0):
+    if window > r.get("window", -1):
         _count(r, "t:", math.inf)
         _count(r, "u:", math.inf)
         r.update(window=window, base=0, taken=0)

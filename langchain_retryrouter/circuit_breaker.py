@@ -25,6 +25,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from langchain_retryrouter._shared import (
     BREAKER,
+    MOST_SECONDS,
     Clock,
     Reply,
     Shareable,
@@ -40,7 +41,6 @@ _BUCKETS: Final = 10
 _LONGEST_PAUSE: Final = 86_400.0
 _MAX_SUSPECTS: Final = 1_000
 _PROBE_INTERVAL: Final = 0.1  # Seconds between two looks at another call's probe.
-_MOST_SECONDS: Final = 1e9  # 31 years: a store cannot keep a time without an end.
 _LEASE: Final = 5.0  # Seconds that a probe has for all, unless it is renewed.
 _SAME_PAUSE: Final = 0.05  # Seconds by which many answers of one moment differ.
 _REPAIRED: Final = 1.0  # Seconds after which a store has answered, if ever.
@@ -96,12 +96,14 @@ class Refusal:
     """An attempt is refused, for so long; 0 while another call is the probe.
 
     `why` is what the server said, if all processes know it, and `reason` what
-    refuses the attempt, if that is not the breaker.
+    refuses the attempt, if that is not the breaker. `is_asked` is whether the store
+    says in a moment if it may be sent.
     """
 
     retry_after: float
     why: str = ""
     reason: str = ""
+    is_asked: bool = False
 
 
 class CircuitBreaker(Shareable):
@@ -701,7 +703,7 @@ class _Bucket:
 
 
 def _ms(seconds: float) -> int:
-    return math.ceil(min(seconds, _MOST_SECONDS) * 1000)
+    return math.ceil(min(seconds, MOST_SECONDS) * 1000)
 
 
 def _bounded(seconds: float | None) -> float:

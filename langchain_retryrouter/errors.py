@@ -248,7 +248,7 @@ class RejectedAnswerError(RetryRouterError, OutputParserException):
 
 
 class LengthLimitError(RetryRouterError):
-    """A token limit cut the answer, and `failover_on` says that this is a failure."""
+    """A token limit cut the answer: a tool call, or any if `failover_on` names it."""
 
     kind = FailureKind.LENGTH
 

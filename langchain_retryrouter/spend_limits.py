@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._shared import (
+    MOST_SECONDS,
     SPEND,
     Locked,
     Reply,
@@ -29,6 +30,7 @@ Period: TypeAlias = Literal["minute", "hour", "day", "month"]
 _SECONDS: Final = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}
 _ROUNDING: Final = 1e-12
 _ASK_AGAIN: Final = 1.0  # Seconds until a store that had no more is asked again.
+_LEASE_WAIT: Final = 0.25  # Seconds for which no other route is asked meanwhile.
 _LOST: Final = 1.0  # Seconds after which a reply is not waited for any more.
 _PARTS: Final = 50  # Of a process's share, which are leased one by one.
 
@@ -193,7 +195,8 @@ class SpendLimit(Shareable):
 
     def _refusal(self, price: Price) -> Refusal:
         if self._may_lease(price):
-            return Refusal(0.0, reason=f"{self} is asked for money")
+            is_asked = self._clock.monotonic() - self._sent_at < _LEASE_WAIT
+            return Refusal(0.0, reason=f"{self} is asked for money", is_asked=is_asked)
         left = self._has() - self._spent
         reason = (
             f"an attempt may cost {price.estimate:.4g}; {self} has only"
@@ -327,8 +330,9 @@ class SpendLimit(Shareable):
     def _args(
         self, store: Store, total: float, more: float = 0.0, has_left: int = 0
     ) -> list[Any]:
-        me, ends = f"{store.process}#{self.number}", self._ends - self._clock.time()
-        return [me, self._began, int(1000 * ends), self.amount, total, more, has_left]
+        me, left = f"{store.process}#{self.number}", self._ends - self._clock.time()
+        ends = int(1000 * min(left, MOST_SECONDS))
+        return [me, self._began, ends, self.amount, total, more, has_left]
 
     def refresh(self) -> None:
         """Give back what is not used, each second, and ask what the others have."""
@@ -360,12 +364,17 @@ class SpendLimit(Shareable):
             has_nothing = max(self._leased, total) == 0.0
             if store is None or not store.is_up or has_nothing:
                 return  # What was spent without the store is said when it is back.
-            args, others = self._args(store, total, has_left=1), self._others + total
-            self._spent = 0.0
-            self._forget_attempts()
-            self._forget_store()
-            self._others = others
+            args = self._args(store, total, has_left=1)
+            self._start_over(total)
         self._submit(args, lambda _: None)  # This may be collected now.
+
+    def _start_over(self, taken: float) -> None:
+        """Begin with nothing: what this has `taken` is as others' from now on."""
+        others = self._others + taken
+        self._spent = 0.0
+        self._forget_attempts()
+        self._forget_store()
+        self._others = others
 
     def __del__(self) -> None:
         """Give back the lease."""
@@ -375,10 +384,10 @@ class SpendLimit(Shareable):
     def forked(self) -> None:
         """This is the child of a fork: the parent keeps the attempts and the lease."""
         super().forked()
-        self._forget_attempts()
-        if self._store is not None:
-            self._spent = 0.0
-            self._forget_store()
+        if self._store is None:
+            self._forget_attempts()
+        else:
+            self._start_over(max(self._leased, self._spent + self._held))
 
     def __getstate__(self) -> dict[str, Any]:
         """The numbers and what was spent, without the clock."""

@@ -17,7 +17,6 @@ import openai
 
 from langchain_retryrouter import errors
 from langchain_retryrouter._providers import errors as reports
-from langchain_retryrouter._secrets import mask
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.failures import FailureKind
 
@@ -122,9 +121,9 @@ class TypedErrors:
             raise errors.UnsupportedOptionError(msg) from error
         typed = self._typed(error)
         secrets = set() if self._settings is None else self._settings.secrets
-        mask(secrets, error)
+        reports.hide_secrets(error, secrets)
         if typed is not None and typed is not error:
-            mask(secrets, typed)
+            reports.hide_secrets(typed, secrets)
             raise typed from error
 
     def _typed(self, error: Exception) -> RetryRouterError | None:

@@ -16,10 +16,10 @@ from typing import Any, Final, NamedTuple, NoReturn
 from langchain_core.outputs import GenerationChunk
 
 from langchain_retryrouter import _json
-from langchain_retryrouter._http import SSEParser
+from langchain_retryrouter._http import ServerSentEvent, SSEParser
 from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 from langchain_retryrouter._providers.errors import read_event
-from langchain_retryrouter._providers.finish_reasons import kind_of
+from langchain_retryrouter._providers.finish_reasons import kind_of, says_failed
 from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.failures import FailureKind
 
@@ -28,7 +28,6 @@ ATTEMPT_LOG: Final = "retryrouter"
 
 _EXCERPT: Final = 80
 _EVENT_FIELDS: Final = ("data:", "event:", "id:", "retry:", ":")
-_FAILED: Final = (FailureKind.INTERRUPTED, FailureKind.MALFORMED)
 _LARGEST_COUNT: Final = 2**63 - 1
 # Fields that the SDK's objects always have, and answers often leave out.
 _OPTIONAL_FIELDS: Final = {
@@ -189,8 +188,7 @@ def _raise_reported(document: Any, event: str = "message") -> None:
     if may_report and (report := read_event(document, event)) is not None:
         raise report.to_error(OPENAI_ERRORS)
     for choice in choices:
-        reason = get(choice, "finish_reason")  # Such as OpenRouter's `error`.
-        if isinstance(reason, str) and kind_of(reason) in _FAILED:
+        if says_failed(reason := get(choice, "finish_reason")):
             message = f"the provider ended the answer with finish_reason {reason!r}"
             raise OPENAI_ERRORS[FailureKind.SERVER_ERROR](message)
 
@@ -277,6 +275,13 @@ def read_answer(answer: Any) -> CompletionResult:
 # Streams.
 
 
+def _is_heartbeat(event: ServerSentEvent) -> bool:
+    """Whether an event only keeps the connection: no data, or no JSON under a name."""
+    data = event.data.strip()
+    is_named = event.kind != b"message" and not data.startswith((b"{", b"["))
+    return event.kind != b"error" and (is_named or not data)
+
+
 class ClassifiedChunk(NamedTuple):
     """A chunk of a stream, and what it means for the stream."""
 
@@ -309,7 +314,8 @@ class StreamReader:
             if event.data.startswith(b"[DONE]"):
                 self.is_done = True
                 return
-            yield self._read(event.data, event.kind)
+            if not _is_heartbeat(event):
+                yield self._read(event.data, event.kind)
 
     def _read(self, data: bytes, event: bytes) -> ClassifiedChunk:
         try:

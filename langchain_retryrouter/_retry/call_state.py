@@ -249,8 +249,7 @@ class CallState(CallLog):
         for position in range(self.position, len(self.routes)):
             breaker = self.routes[position].breaker
             if breaker is not None and not self._is_used_up(position):
-                wait = breaker.lease_wait()
-                if wait:
+                if wait := breaker.lease_wait():
                     return wait
                 if wait is not None:
                     break
@@ -276,8 +275,7 @@ class CallState(CallLog):
 
     def _held_for(self, wait: float) -> float:
         """A wait, as far as the call has the time for it, or else 0."""
-        is_late = wait >= self.remaining()
-        if is_late or self._held + wait > self.policy.max_retry_after:
+        if wait >= self.remaining() or self._held + wait > self.policy.max_retry_after:
             return 0.0
         self._held += wait
         if wait:
@@ -292,6 +290,8 @@ class CallState(CallLog):
         """
         if not refusal.reason:
             return self.hold_wait()
+        if refusal.is_asked:
+            return max(0.0, min(LEASE_POLL, self.remaining()))
         return 0.0 if refusal.retry_after else self._held_for(_MONEY_INTERVAL)
 
     def admit(self, route: str | None = None) -> Refusal | None:
@@ -308,6 +308,9 @@ class CallState(CallLog):
                 self.position, self._current = position, attempt
                 return None
             refusals[position] = attempt
+            if attempt.is_asked and self.remaining() > 0:
+                self._is_last_resort = is_last_resort
+                return attempt  # Not the next route, before the store has answered.
             is_held = bool(attempt.reason) and not attempt.retry_after
             if self.has_routes and not is_held:
                 self._skip_once(position, attempt.reason)
@@ -533,8 +536,7 @@ class CallState(CallLog):
             return
         loser = hedge
         if has_won:
-            loser, self._current = self._current, hedge
-            self.position = hedge.position
+            loser, self._current, self.position = self._current, hedge, hedge.position
         if failure is None:
             self._cancel(loser)
         else:

@@ -16,7 +16,13 @@ from functools import partial
 from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 from langchain_core.rate_limiters import BaseRateLimiter
-from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
+from tenacity import (
+    AsyncRetrying,
+    RetryAction,
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+)
 
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.limits import CallLimits
@@ -163,8 +169,9 @@ class RetryController:
                 yield self._wait(wait)
             if state.limits is not None or any(self.context.rate_limiters):
                 yield from self._pass_limits()
-            if self._last_error is not None and state.remaining() <= 0:
-                self._stop("the deadline is over")
+            if (self._last_error or self.context.continues) and state.remaining() <= 0:
+                reason = "the deadline is over"
+                self._stop(reason, reason)
             refusal = state.admit(self.context.route())
             if refusal is None:
                 self._turn_at = None
@@ -389,6 +396,7 @@ class RetryController:
             return None
         state = RetryCallState(retrying, None, (), {})
         state.attempt_number = self.call_state.attempts
+        state.next_action = RetryAction(0.0)
         state.set_exception((type(error), error, error.__traceback__))
         return state
 

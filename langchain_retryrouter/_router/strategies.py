@@ -20,7 +20,7 @@ from langchain_retryrouter._router.route import Route
 from langchain_retryrouter._shared import Locked, OneForAll
 
 _MEMORY: Final = 60.0
-_FAILED: Final = 2.0  # Times the slowest of the other routes.
+_FAILED: Final = 2.0  # Times the slowest of the routes' latest answers.
 # As long as providers keep a prompt in their caches at most, unless they are paid for.
 _MOVED_FOR: Final = 3_600.0
 _MOST_MOVED: Final = 10_000
@@ -97,6 +97,7 @@ class _LeastLatency(Strategy):
         super().__init__(weights, seed)
         self._costs = [0.0] * self._count
         self._stamps = [0.0] * self._count
+        self._answered = [0.0] * self._count  # Seconds of the latest answers.
 
     def order(self, now: float) -> list[int]:
         with self._lock:
@@ -120,9 +121,12 @@ class _LeastLatency(Strategy):
     ) -> None:
         with self._lock:
             left = self._left(route, now)
-            if has_failed:  # A quick failure is not a quick answer: it counts as slow.
-                others = (c for place, c in enumerate(self._costs) if place != route)
-                seconds = max(seconds, _FAILED * max(others, default=0.0))
+            if has_failed:
+                # A quick failure is not a quick answer: it counts as slow. Not by the
+                # estimates: those of routes that fail in turn would double each time.
+                seconds = max(seconds, _FAILED * max(self._answered))
+            else:
+                self._answered[route] = seconds
             faded = self._costs[route] * left
             self._costs[route] = (
                 seconds if seconds > faded else faded + seconds * (1.0 - left)

@@ -653,11 +653,12 @@ class _GatewayCall:
         calls = _gptrouter.messages.CallReader()
 
         def read_and_check(event: Event) -> ChunkInfo:
+            info = read(event)
             if event.event == "update":
                 calls.read(event.data.get("tool_calls"))
-            elif event.event == "end":
+            elif info.is_end:  # Else the answer was cut, whatever its calls are.
                 calls.check(read.finish_reason)
-            return read(event)
+            return info
 
         return read_and_check
 

@@ -66,7 +66,12 @@ from langchain_retryrouter._router.models import NamedKeys
 from langchain_retryrouter._router.preflight import RoutingWorstCase
 from langchain_retryrouter._router.route import Accept, Route
 from langchain_retryrouter._router.setup import FailoverRule
-from langchain_retryrouter._secrets import check_number, name_value, shown
+from langchain_retryrouter._secrets import (
+    check_number,
+    name_value,
+    refuse_unknown,
+    shown,
+)
 from langchain_retryrouter.chat_models._structured import OutputFormat
 from langchain_retryrouter.circuit_breaker import CircuitBreakerSettings
 from langchain_retryrouter.failures import FailureKind
@@ -78,9 +83,6 @@ __all__ = ["RetryRouter", "Route"]
 
 # Only needed by those who use it.
 _CONFIG: Final = "langchain_retryrouter._router.config"
-_REMEMBERED: Final = frozenset(
-    {"affinity", "breaker_settings", "clock", "routes", "seed", "store", "strategy"}
-)
 _METHODS: Final = ("auto", "function_calling", "json_schema", "json_mode")
 _RENAMED: Final = {
     "breaker": (
@@ -89,8 +91,19 @@ _RENAMED: Final = {
         " Route(model=..., breaker=CircuitBreaker())"
     ),
     "max_retries": "give retry_policy=RetryPolicy(max_retries={value})",
+    "deadline": "give retry_policy=RetryPolicy(deadline={value})",
+    "timeout": (
+        "give retry_policy=RetryPolicy(attempt_timeout={value}) for each attempt, or"
+        " deadline={value} for the whole call"
+    ),
+    "models": "give them as routes",
+    "fallbacks": "give them as routes, after the one that is asked first",
     "api_key": "give it to the model of a route",
     "api_keys": "give Route.pool(model, api_keys=[...]) as one of the routes",
+    **dict.fromkeys(
+        ("model", "model_name", "temperature", "max_tokens", "base_url"),
+        "give it to the models of the routes",
+    ),
 }
 
 
@@ -263,6 +276,10 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     source: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
     """Where `from_config` found the store, for `to_config`, which fill and read it."""
 
+    _read_once = frozenset(
+        {"affinity", "breaker_settings", "clock", "routes", "seed", "store", "strategy"}
+    )
+
     if TYPE_CHECKING:
 
         def __init__(
@@ -278,17 +295,20 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     @model_validator(mode="before")
     @classmethod
     def _explain_other_names(cls, values: Any) -> Any:
-        for name, advice in _RENAMED.items():
-            if isinstance(values, dict) and name in values:
-                instead = advice.format(value=shown(values[name]))
-                msg = f"RetryRouter takes no {name}: {instead}"
-                raise ValueError(msg)
+        if isinstance(values, dict):
+            advice = {
+                name: text.format(value=shown(values[name]))
+                for name, text in _RENAMED.items()
+                if name in values
+            }
+            refuse_unknown(cls, values, advice)
         return values
 
     _check_breaker_settings = field_validator("breaker_settings", mode="before")(
         setup.breaker_settings
     )
     _prepare_routes = field_validator("routes")(setup.prepare_routes)
+    _check_rules = field_validator("failover_on", mode="before")(setup.check_rules)
     _check_numbers = field_validator(
         "seed", "hedge_after", "max_price", "max_cost", mode="wrap"
     )(check_number)
@@ -324,16 +344,6 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
                 raise ValueError(msg)
         return value
 
-    @field_validator("failover_on")
-    @classmethod
-    def _check_rules(cls, value: Any) -> Any:
-        rules = value if isinstance(value, list) else [value]
-        if classes := [rule.__name__ for rule in rules if isinstance(rule, type)]:
-            name = classes[0]
-            msg = f"failover_on needs an action for {name}: {{{name}: 'failover'}}"
-            raise ValueError(msg)
-        return value
-
     @model_validator(mode="after")
     def _check_routes(self) -> Self:
         is_limited = self.max_cost is not None or self.spend_limit is not None
@@ -351,14 +361,11 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     def model_copy(
         self, *, update: Mapping[str, Any] | None = None, deep: bool = False
     ) -> Self:
-        """A copy with the same memory; see `BaseModel.model_copy`.
-
-        With other routes, or another way to choose among them, it is a new router.
-        """
-        if update is None or _REMEMBERED.isdisjoint(update):
-            return super().model_copy(update=update, deep=deep)
-        fields = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**{**fields, **update})
+        """A copy with the same memory, or with other routes a new router."""
+        copy = super().model_copy(update=update, deep=deep)
+        # What answers of a bound copy must fit.
+        copy._memory.output = self._memory.output  # noqa: SLF001 - of this class
+        return copy
 
     @functools.cached_property
     def _memory(self) -> setup.RouterMemory:
@@ -781,7 +788,8 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     ) -> Runnable[LanguageModelInput, AIMessage]:
         memory = copy.copy(self._memory)
         memory.output = output
-        router = super().model_copy(update={"routes": routes, "_memory": memory})
+        router = self.model_copy()  # With other routes it would be a new router.
+        vars(router).update(routes=routes, _memory=memory)
         if output_format is not None:
             return router.bind(ls_structured_output_format=output_format)
         return router.bind()  # Of nothing: LangChain's tests ask it of every class.

@@ -109,6 +109,25 @@ class Relay:
             server.shutdown(socket.SHUT_WR)
 
 
+class EarlyHints(Relay):
+    """Sends a 103 for the first request, and maybe no answer."""
+
+    def __init__(self, target: str, *, answers: bool) -> None:
+        super().__init__(target)
+        self._answers = answers
+
+    def serve(self, client: socket.socket) -> None:
+        if self.connections > 1:
+            super().serve(client)
+            return
+        first = client.recv(65536)
+        client.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        if self._answers:
+            self.join(client, self._target, first)
+        while client.recv(65536):
+            pass
+
+
 class Proxy(Relay):
     """An HTTP proxy: forwards plain requests, one a connection; tunnels the rest."""
 

@@ -62,6 +62,25 @@ def test_streaming_inside_invoke_is_as_strict(every: Env, recorder: Recorder) ->
     assert "".join(recorder.tokens) == "Hello from"
 
 
+@pytest.mark.parametrize(
+    "beat",
+    [
+        *("data:", "data: ", ": keep-alive", "event: keep-alive\ndata:"),
+        *("event: ping\ndata: 12:30", 'event: ping\ndata: {"type": "ping"}'),
+    ],
+)
+def test_a_heartbeat_is_no_answer_and_no_error(env: Env, beat: str) -> None:
+    """What only keeps the connection ends no stream, and completes none."""
+    chunks = [
+        json.dumps({"choices": [one]}) for one in (choice("a"), choice("", "stop"))
+    ]
+    begin, end = (f"{beat}\n\ndata: {chunk}\n\n" for chunk in chunks)
+    env.gateway.script(Body(200, EVENTS, begin + end), Body(200, EVENTS, begin))
+    assert "".join(env.stream(env.new(), "hi")) == "a"
+    with pytest.raises(errors.StreamInterruptedError):
+        env.stream(env.new(), "hi")
+
+
 @pytest.mark.parametrize("junk", [b"<html>\r\n<hr>", b"\x81\x07", b":\x81"], ids=str)
 def test_noise_before_an_event_is_an_error(env: Env, junk: bytes) -> None:
     """A proxy's page, or noise, before an event is an error, not an event less."""

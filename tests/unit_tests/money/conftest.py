@@ -3,12 +3,24 @@
 import asyncio
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
-from langchain_retryrouter import RetryRouter, Route, SpendLimit, SpendLimitError
+import pytest
+
+from langchain_retryrouter import (
+    AttemptLog,
+    GPTRouter,
+    RetryRouter,
+    RetryRouterError,
+    Route,
+    SpendLimit,
+    SpendLimitError,
+)
 from langchain_retryrouter.spend_limits import Price, SpendReservation
 from langchain_retryrouter.testing import FakeClock, FaultyGateway
 from tests.support import models
+from tests.unit_tests.conftest import Twin
 from tests.unit_tests.stores.conftest import eventually
 
 ASKED, ANSWERED = 11, 5  # The tokens that the gateway counts.
@@ -25,6 +37,32 @@ def new_route(gateway: FaultyGateway, name: str = "own", **fields: Any) -> Route
 
 def new_router(*routes: Route, **fields: Any) -> RetryRouter:
     return RetryRouter(**{"routes": list(routes), "clock": FakeClock(), **fields})
+
+
+@dataclass(frozen=True)
+class Env(Twin):
+    """Sync or async calls of routers over one gateway."""
+
+    gateway: FaultyGateway
+
+    def route(self, name: str = "own", **fields: Any) -> Route:
+        return new_route(self.gateway, name, **fields)
+
+    def log(self, way: str, router: RetryRouter | GPTRouter) -> AttemptLog:
+        """The log of a call, answered or not."""
+        try:
+            if way == "invoke":
+                return AttemptLog(self.invoke(router, "hi"))
+            first, *others = self.stream(router, "hi")
+            return AttemptLog(sum(others, first))
+        except RetryRouterError as error:
+            return AttemptLog(error)
+
+
+@pytest.fixture
+def env(twin: Twin, gateway: FaultyGateway) -> Env:
+    """Run the test with sync calls and with async calls."""
+    return Env(twin.is_async, gateway)
 
 
 def crowd(*routers: RetryRouter, is_async: bool = False) -> Counter[str]:

@@ -8,7 +8,6 @@ import itertools
 import operator
 import os
 import pickle
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -24,7 +23,6 @@ from langchain_retryrouter import (
     OpenAIChat,
     RateLimit,
     RetryPolicy,
-    RetryRouter,
     RetryRouterError,
     Route,
     SpendLimit,
@@ -52,44 +50,17 @@ from langchain_retryrouter.testing import (
     Usage,
 )
 from tests.support import models
-from tests.unit_tests.conftest import Twin
 
 from .conftest import (
     ANSWERED,
     ASKED,
     COST,
+    Env,
     crowd,
     new_route,
     new_router,
     reserved,
 )
-
-
-@dataclass(frozen=True)
-class Env(Twin):
-    """Sync or async calls of routers over one gateway."""
-
-    gateway: FaultyGateway
-
-    def route(self, name: str = "own", **fields: Any) -> Route:
-        return new_route(self.gateway, name, **fields)
-
-    def log(self, way: str, router: RetryRouter | GPTRouter) -> AttemptLog:
-        """The log of a call, answered or not."""
-        try:
-            if way == "invoke":
-                return AttemptLog(self.invoke(router, "hi"))
-            first, *others = self.stream(router, "hi")
-            return AttemptLog(sum(others, first))
-        except RetryRouterError as error:
-            return AttemptLog(error)
-
-
-@pytest.fixture
-def env(twin: Twin, gateway: FaultyGateway) -> Env:
-    """Run the test with sync calls and with async calls."""
-    return Env(twin.is_async, gateway)
-
 
 # --- what a call cost ---
 

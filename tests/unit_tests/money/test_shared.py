@@ -1,5 +1,7 @@
 """Limits for a period that processes share over a store."""
 
+import os
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +18,7 @@ from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.testing import FakeClock, FaultyGateway
 from tests.support.interleavings import LuaAndPython
 from tests.unit_tests.stores.conftest import (
+    AwayStore,
     LateStore,
     Processes,
     RefusingStore,
@@ -25,7 +28,7 @@ from tests.unit_tests.stores.conftest import (
     stores_of,
 )
 
-from .conftest import COST, crowd, new_route, new_router, reserved
+from .conftest import COST, Env, crowd, new_route, new_router, reserved
 
 __all__ = ["processes"]
 
@@ -314,3 +317,90 @@ def test_a_clock_that_is_ahead_takes_no_money_from_others() -> None:
     for clock in clocks:
         clock.advance(3)
     assert [limit.left for limit in limits] == [pytest.approx(2)] * 2
+
+
+@pytest.mark.parametrize("seconds", [1e10, 1e306])
+def test_a_limit_for_all_time_is_shared(stores: list[Any], seconds: float) -> None:
+    """A period that began with the Unix epoch, and ends after any time, is one."""
+    one, other = (
+        SpendLimit(10, per=seconds, name="x", store=store) for store in stores[:2]
+    )
+    reserved(one, 6).settle(6)
+    eventually(lambda: other.left <= 4)
+    reserved(other, 3).settle(3)
+    eventually(lambda: one.left <= 1)
+
+
+@pytest.mark.parametrize("way", ["pickle", "fork"])
+def test_a_copy_in_another_process_knows_what_was_spent(way: str) -> None:
+    """While the store is away it does not spend what others have, once more."""
+    store = AwayStore()
+    store.is_up = True
+    limit = SpendLimit(10, name="x", store=store)
+    reserved(limit, 8).settle(8)
+    store.is_up = False
+    if way == "pickle":
+        assert pickle.loads(pickle.dumps(limit)).left <= 2
+        return
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        os.write(write, str(limit.left).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert float(os.read(read, 100)) <= 2
+
+
+class WaitingStore(MemoryStore):
+    """Answers while its callers wait, as a thread does; it is their clock, too."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Any] = []
+        self.clock = Answering(self)
+        super().__init__(clock=self.clock)
+
+    def submit(self, *job: Any) -> bool:
+        self.jobs.append(job)
+        return True
+
+    def answer(self) -> None:
+        while self.jobs:
+            super().submit(*self.jobs.pop(0))
+
+
+class Answering(FakeClock):
+    """Lets a store answer in each wait."""
+
+    def __init__(self, store: WaitingStore) -> None:
+        super().__init__()
+        self._store = store
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        self._store.answer()
+
+    async def asleep(self, seconds: float) -> None:
+        self.sleep(seconds)
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_the_first_route_waits_for_the_stores_answer(env: Env, way: str) -> None:
+    """The next route is not asked because money was not leased ahead."""
+    store = WaitingStore()
+    limit = SpendLimit(1, name="x", store=store, clock=store.clock)
+    first = env.route("first", model={"max_tokens": 10}, spend_limit=limit)
+    router = new_router(first, env.route("next"), clock=store.clock)
+    assert env.log(way, router).route == "first"
+    assert 0 < sum(store.clock.sleeps) < 0.01
+
+
+def test_a_store_that_hangs_is_not_waited_for(env: Env) -> None:
+    """After a moment the next route is asked; and each process has its share."""
+    clock = FakeClock()
+    limit = SpendLimit(1, name="x", store=SilentStore(clock=clock), clock=clock)
+    first = env.route("first", spend_limit=limit)
+    router = new_router(first, env.route("next"), clock=clock)
+    assert env.log("invoke", router).route == "next"
+    assert sum(clock.sleeps) == pytest.approx(0.25, abs=0.01)
+    clock.advance(1)
+    assert env.log("invoke", router).route == "first"
+    assert sum(clock.sleeps) < 0.3

@@ -28,6 +28,15 @@ class RefusingStore(MemoryStore):
         return True
 
 
+class AwayStore(MemoryStore):
+    """Is away unless `is_up` is set, as Redis is in an outage; so is a pickle of it."""
+
+    is_up = False
+
+    def submit(self, *args: Any) -> bool:
+        return self.is_up and super().submit(*args)
+
+
 class LateStore(MemoryStore):
     """Does what it is asked, and its answers are lost, as those of a slow Redis."""
 
