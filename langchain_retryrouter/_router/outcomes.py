@@ -250,7 +250,9 @@ class PrefixFilter:
         facts = AIMessageChunk(
             content="", response_metadata=metadata, usage_metadata=usage
         )
-        self.facts.append(ChatGenerationChunk(message=facts, generation_info=info))
+        new = ChatGenerationChunk(message=facts, generation_info=info)
+        if usage or new not in self.facts:  # Integrations repeat some with each chunk.
+            self.facts.append(new)
 
     def end(self) -> None:
         """The second answer is over, which is an error if it is shorter."""
