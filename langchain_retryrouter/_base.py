@@ -149,7 +149,7 @@ class RetriedModel(SharingModel):
     def lc_attributes(self) -> dict[str, Any]:
         """What LangChain's `dumps` writes besides the fields.
 
-        Of fields that are no data, such as a shared limit, it writes that they are
+        Of fields that are not data, such as a shared limit, it writes that they are
         missing, and `load` refuses them, or leaves them out if it is asked to.
         """
         hidden = ("budget", "breaker", "store", "rate_limit", "clock", "trace_attempts")

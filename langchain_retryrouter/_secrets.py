@@ -131,7 +131,7 @@ def refuse_bool(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
 
 
 def check_number(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """As `refuse_bool`, for fields that never took texts: "1" is no number either."""
+    """As `refuse_bool`, for fields that never took texts: "1" is not a number."""
     if isinstance(value, str):
         raise _refusal(_NO_NUMBER, value)
     return refuse_bool(value, check)

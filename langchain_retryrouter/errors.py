@@ -239,7 +239,7 @@ class MalformedResponseError(ServerError):
 
 
 class RejectedAnswerError(RetryRouterError, OutputParserException):
-    """An answer came that does not fit its schema, or that `accept` did not take."""
+    """An answer came that does not fit its schema, or that `accept` rejected."""
 
     kind = FailureKind.REJECTED
     is_retryable = True

@@ -520,7 +520,7 @@ class RateLimit(Shareable):
             now = self._now()
             if retry_after:
                 self._hold(retry_after)
-            # Refusals of what was sent before the last decrease are no news.
+            # Refusals of what was sent before the last decrease say nothing new.
             if not self._has_headers and one.since >= self._slowed:
                 before = min(self._concurrency, self._in_flight)
                 self._concurrency = max(1.0, math.floor(before * _DECREASE))

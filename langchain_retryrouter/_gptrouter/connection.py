@@ -118,7 +118,7 @@ class GatewayConnection(RetriedModel, Serializable):
     def _read_arguments(cls, given: dict[str, Any]) -> dict[str, Any]:
         """Arguments under the names of the fields; provider options in `model_kwargs`.
 
-        Errors are no ValueErrors, which pydantic would not raise as they are.
+        Errors are not ValueErrors, which pydantic would not raise as they are.
         """
         provider_options = cls._provider_options()
         fields = cls.model_fields

@@ -191,7 +191,7 @@ class ObservedModels:
     warned: set[str] = field(default_factory=set)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy has what is no matter of time: other machines have other clocks."""
+        """A copy has no times of this machine: other machines have other clocks."""
         return type(self), (self.are_chat,)
 
 
@@ -670,8 +670,8 @@ class GatewayEvent(models.ChunkedGenerationResponse):
 def read_event(data: bytes, frame: bytes) -> GatewayEvent | None:
     """One JSON event of a stream; raises the error that an `error` event reports.
 
-    `frame` is the name of the frame that has it, `message` if it has none. Other frames
-    may be no events, which is None: the last one, `end`, which comes after errors too,
+    `frame` is the name of the frame that has it, `message` if it has none. None for
+    other frames that are not events: the last one, `end`, which comes after errors too,
     or a heartbeat. A heartbeat without a name has no data, or the type `ping`.
     """
     try:

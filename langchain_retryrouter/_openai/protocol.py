@@ -70,12 +70,12 @@ def plain(thing: Any) -> Any:
 
 
 def get(thing: Any, name: str) -> Any:
-    """The field `name` of a JSON object; None if `thing` has none, or is none."""
+    """The field `name` of a JSON object; None if `thing` has none, or is not one."""
     return thing.get(name) if isinstance(thing, dict) else None
 
 
 def _choices_of(document: Any) -> list[Any]:
-    """The choices of an answer or chunk, empty if they are no list."""
+    """The choices of an answer or chunk, empty if they are not a list."""
     found = get(document, "choices")
     return [plain(one) for one in found] if isinstance(found, list | tuple) else []
 
@@ -129,7 +129,7 @@ def check_choices(request: Mapping[str, Any], *, streaming: bool) -> None:
 
 
 def read_response(response: Any) -> Any:
-    """The JSON in a raw response; its text, if it is none."""
+    """The JSON in a raw response; its text, if it is not JSON."""
     try:
         document = _json.read(response.content)
     except ValueError:
@@ -492,7 +492,7 @@ class NonText:
 
 
 def add_usage(total: dict[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:
-    """`total` and `usage` added up, at any depth, without what is no count."""
+    """`total` and `usage` added up, at any depth, without what is not a count."""
     added = dict(total)
     for name, count in usage.items():
         before = added.get(name)

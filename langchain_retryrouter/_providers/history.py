@@ -315,7 +315,7 @@ class _Fitting:
         fitted = [self._fit_block(one, calls, is_foreign=is_foreign) for one in blocks]
         kept = [block for block in fitted if block is not None]
         # The legacy form of a call is dropped where the call is in `tool_calls` too.
-        # Private ones, such as ids, are no loss that would tell the user anything.
+        # The loss of private ones, such as ids, would not tell the user anything.
         dropped = {*_OWN_KWARGS, *(["function_call"] if calls else [])}
         kwargs, metadata = message.additional_kwargs, message.response_metadata
         self.left_out.update(dict.fromkeys(n for n in _OWN_KWARGS if kwargs.get(n)))

@@ -55,7 +55,7 @@ _UNIT_SECONDS: Final = {
     "ms": 0.001,
     "mil": 0.001,
 }
-# A longer value is no time but an attack on the parser; one line may hold several.
+# A longer value is not a time but an attack on the parser; one line may hold several.
 _LONGEST_VALUE: Final = 64
 _LONGEST_LINE: Final = 4 * _LONGEST_VALUE
 _LONGEST_SENTENCE: Final = 10_000

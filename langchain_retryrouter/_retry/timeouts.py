@@ -131,7 +131,7 @@ def refuse_given_up() -> None:
 def run_in_worker(work: Callable[[], object]) -> Callable[[], None]:
     """Run `work`, which must not raise, in a daemon thread; the result aborts it.
 
-    It sees the caller's context variables. A `ThreadPoolExecutor` is no use: at exit
+    It sees the caller's context variables. A `ThreadPoolExecutor` will not do: at exit
     the interpreter waits for its threads, also if one hangs in a read.
     """
     job = WorkerJob()

@@ -362,7 +362,9 @@ def from_config(cls: type[_M], source: Source, fields: Mapping[str, Any]) -> _M:
         config.check()
     given = _resolve(config, config.data, cls.model_fields, ())
     for name in given.keys() & fields.keys():
-        config.problem((name,), "is given as an argument, too: leave it out here")
+        config.problem(
+            (name,), "is also given as an argument: remove it from the config"
+        )
     tables = given.pop("routes", None)
     if not isinstance(tables, Sequence) or isinstance(tables, str) or not tables:
         what = "a list of 'provider:model' strings or tables, at least one"
@@ -583,7 +585,7 @@ def _check_actions(config: _Config, table: Any, place: Place) -> None:
     for kind, action in table.items():
         here = (*place, kind)
         if isinstance(kind, str) and kind not in kinds:
-            config.problem(here, f"no kind of failure{nearest(kind, kinds)}")
+            config.problem(here, f"unknown kind of failure{nearest(kind, kinds)}")
         if action not in actions:
             what = ", ".join(map(repr, actions))
             config.problem(here, f"must be one of {what}, not {shown(action)}")
@@ -620,7 +622,7 @@ def _variable(config: _Config, name: Any, place: Place) -> Any:
         config.problem(place, f"the environment variable {name} is not set")
     else:  # Without the value, which may be the key itself.
         what = "must be the name of an environment variable, such as 'OPENAI_API_KEY'"
-        config.problem(place, f"{what}, and no variable has the name that is given")
+        config.problem(place, f"{what}; what is given is not shown: it may be a key")
     return ""
 
 
@@ -668,7 +670,9 @@ def to_config(router: Any) -> dict[str, Any]:
             is_same = _with_variables(config, written, (*place, "options")) == own
             table["options"] = written if is_same else own
             if not _is_data(own):
-                config.problem((*place, "options"), "are not all data")
+                config.problem(
+                    (*place, "options"), "contain values that are not plain data"
+                )
         tables.append(table)
     data["routes"] = tables
     for name, value in data.items():

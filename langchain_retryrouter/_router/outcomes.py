@@ -190,7 +190,7 @@ class CallersError(Exception):
 
 @contextlib.contextmanager
 def _callers_own() -> Iterator[None]:
-    """Let an error of ours that the caller's function raises pass: it is no route's."""
+    """Let an error of ours that the caller's function raises pass: no route's fault."""
     try:
         yield
     except RetryRouterError as error:

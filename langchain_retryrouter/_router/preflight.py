@@ -108,10 +108,10 @@ def _canonical(content: Any) -> str:
 _MARGIN: Final = 1.1  # A count that is 10 % above the limit leaves no doubt.
 # Every tokenizer in use splits at these places at least, so pieces are a lower bound.
 # A Chinese, Japanese or Korean token has seldom more than three characters. The vowel
-# signs of Hindi or Thai are no `\w`, and belong to their words.
+# signs of Hindi or Thai are not `\w`, but belong to their words.
 _PIECE: Final = re.compile(r"[\u2e80-\uffff]{1,3}|[\w\x80-\u2e7f]+|[^\w\s]+")
 _BYTES: Final = 6  # Few texts have more bytes a token.
-_LONG: Final = 24  # A longer piece is no word of most languages.
+_LONG: Final = 24  # Few languages have longer words.
 _LONG_TOKEN: Final = 8
 _MEDIA: Final = ("image", "audio", "video", "pdf")  # As in a profile's `image_inputs`.
 _TELLS_KIND: Final = ("mime_type", "media_type", "file_data", "data", "filename")

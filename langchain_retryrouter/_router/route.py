@@ -160,7 +160,7 @@ class Route(Serializable):
             LangChain's integrations, and learned from the first answer that names one.
             Set it to False for a server that never sends one: then the end of its
             stream counts as the end of the answer, also where the stream was cut.
-        accept: Judges this route's answers, before the router's `accept`, which see.
+        accept: Judges this route's answers, before `RetryRouter.accept` does.
         api_key_function: A function that returns the key, called for each
             request; see `pool`.
         pool_id: What the routes that `pool` makes have in common.

@@ -276,7 +276,7 @@ def bound_routes(
         raise type(errors[0])("; ".join(map(str, errors))) from errors[0]
     for route in bound:
         if route.unfit:
-            memory.warn_once(f"{route.unfit}: it is not asked")
+            memory.warn_once(f"{route.unfit}; this route is skipped")
         elif route.ignored:
             model = type(route.model).__name__
             text = f"route {route.name!r} ignores {route.ignored}: so does {model}"

@@ -122,7 +122,7 @@ class _LeastLatency(Strategy):
         with self._lock:
             left = self._left(route, now)
             if has_failed:
-                # A quick failure is no quick answer: it counts as slow. Not by the
+                # A quick failure is not a quick answer: it counts as slow. Not by the
                 # estimates: those of routes that fail in turn would double each time.
                 seconds = max(seconds, _FAILED * max(self._answered))
             else:

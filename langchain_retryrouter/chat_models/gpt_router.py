@@ -320,7 +320,7 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
 
         Raises:
             ValueError: If `tool_choice` asks for a tool that is not given.
-            TypeError: If `tool_choice` is of no such type.
+            TypeError: If `tool_choice` has another type.
         """
         structured = importlib.import_module(_STRUCTURED)
         options = structured.tool_options(
@@ -726,7 +726,7 @@ def _sum(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(before, dict) and isinstance(value, dict):
             total[name] = _sum(before, value)
         elif all(
-            type(one) in {int, float} and abs(one) < _TOO_LARGE  # True is no number.
+            type(one) in {int, float} and abs(one) < _TOO_LARGE  # Not True.
             for one in (before, value)
         ):
             total[name] = before + value

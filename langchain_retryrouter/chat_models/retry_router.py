@@ -108,7 +108,7 @@ _RENAMED: Final = {
 
 
 class RetryRouter(SharingModel, RetryVisibleChatModel):
-    """Several chat models as one, which answers as long as one of them can.
+    """A chat model that retries, and fails over across several chat models.
 
     After a failure the same route is asked again, then the next one, depending on the
     kind of the failure. If no route could answer, the first route's error is raised,
@@ -151,7 +151,7 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     Where the policy does not set them, an attempt has 300 s without a stream
     (`attempt_timeout`), and with one 60 s until its first token and 60 s for each
     silence after it (`first_token_timeout`, `stall_timeout`); with a `deadline`, less
-    if that is the route's share of it. `math.inf` is no limit.
+    if that is the route's share of it. `math.inf` means no limit.
     """
 
     rate_limit: RateLimit | None = Field(default=None, exclude=True, repr=False)
@@ -216,7 +216,7 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     The first one to send a token is used. The other one's connection is closed: at once
     in async code, in sync code when its next event arrives or its model's own timeout
     is over.
-    Each such request draws on the budget, so that there is none while that is low.
+    Each such request draws on the budget, and is not sent while that is low.
     """
 
     failover_on: FailoverRule | list[FailoverRule] = Field(default_factory=dict)
@@ -239,10 +239,10 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     """
 
     accept: Accept | None = Field(default=None, exclude=True, repr=False)
-    """Judges each whole answer: a function of the message that returns True, False, or
-    the reason (str) why the answer is not taken.
+    """Judges each whole answer: a function of the message that returns True to accept
+    it, and False or a string to reject it. The string is the reason of the rejection.
 
-    An answer that is not taken is a failure of kind "rejected": it is retried and
+    An answer that is rejected is a failure of kind "rejected": it is retried and
     failed over, and its reason is in the attempt log and in the error. Streams are held
     until their end, so that nothing of such an answer is handed over. An async function
     is for async calls. An exception that it raises ends the call.
@@ -751,10 +751,11 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
                 own format where its model's profile says that it has one, by a tool
                 otherwise. The others hold for every route.
             strict: Whether the provider must guarantee the schema.
-            **kwargs: None are known.
+            **kwargs: Not supported; any keyword raises `ValueError`.
 
         Raises:
-            ValueError: If a route cannot honour the method, or `strict`.
+            ValueError: If a route cannot honour the method, or `strict`, or there are
+                other keywords.
         """
         if kwargs:
             msg = f"with_structured_output takes no {', '.join(map(repr, kwargs))}"
@@ -827,7 +828,7 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     def lc_attributes(self) -> dict[str, Any]:
         """What `dumps` writes besides the fields, so that nothing is lost silently.
 
-        `loads` refuses what is no data, such as a function or a shared budget.
+        `loads` refuses what is not data, such as a function or a shared budget.
         """
         own = type(self).model_fields.keys() - BaseChatModel.model_fields.keys()
         own -= {"source"}

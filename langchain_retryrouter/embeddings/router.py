@@ -550,7 +550,7 @@ class _Batch:
         """All vectors, if these are the ones that were missing.
 
         Raises:
-            MalformedResponseError: Vectors are missing, or are none.
+            MalformedResponseError: Vectors are missing, or are not lists of numbers.
             VectorSpaceError: They have another number of dimensions.
         """
         answer = list(answer) if isinstance(answer, Iterable) else []
@@ -576,7 +576,7 @@ class _Batch:
             if attempt.number == self._state.attempts:  # Not a thread that was left.
                 self._vectors |= {p: [*map(float, v)] for p, v in found.items()}
         if len(found) < count:
-            msg = f"{count - len(found)} of {count} vectors are no finite numbers"
+            msg = f"{count - len(found)} of {count} vectors are not finite numbers"
             raise _BadVectorsError(msg, should_retry=None if found else False)
         return [self._vectors[place] for place in self._batch]
 
@@ -625,7 +625,7 @@ def _named_failures(clock: Clock, model: Embeddings) -> Iterator[None]:
 
 
 class _BadVectorsError(MalformedResponseError):
-    """An answer lacks vectors, or has some that are none."""
+    """An answer lacks vectors, or some are not lists of numbers."""
 
 
 def _is_vector(value: Any) -> bool:

@@ -546,7 +546,7 @@ class BaseOpenAI(OpenAILLM):
     def lc_attributes(self) -> dict[str, Any]:
         """What LangChain saves although it may come from the environment, or secret.
 
-        Of a secret, the rest is saved; of what is no data, that it is missing.
+        Of a secret, the rest is saved; of what is not data, that it is missing.
         """
         names = ["openai_api_base", "openai_organization", "rate_limiter"]
         names += ["openai_api_type", "openai_api_version"]  # Of Azure.

@@ -46,7 +46,9 @@ def test_a_stream_that_breaks_is_an_error(every: Env, fault: Any) -> None:
     with pytest.raises(errors.StreamInterruptedError) as caught:
         every.stream(every.new(retry_policy=policy), "hi", into=chunks)
     assert "".join(chunks) == caught.value.delivered == "Hello from"
-    assert caught.value.__notes__ == ["not repeated: 10 characters were delivered"]
+    assert caught.value.__notes__ == [
+        "not retried: 10 characters were already delivered"
+    ]
     assert len(every.gateway.requests) == 1
 
 
