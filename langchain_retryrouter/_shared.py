@@ -521,9 +521,10 @@ and lease, the number of the granted lease or 0, processes, why it is open."""
 # --- retry budgets --------------------------------------------------------------------
 
 # A message that was not answered is sent again, with its number; `s:` is the last one
-# of each object, so that none counts twice.
+# of each object, so that none counts twice. A record that was lost begins with what the
+# first one knows.
 _LUA_BUDGET: Final = """
-local me, number, capacity, delta = unpack(a)
+local me, number, capacity, delta, known = unpack(a)
 for _, who in ipairs(gone(me)) do r['s:' .. who] = nil end
 if number > (r['s:' .. me] or 0) then
   r['s:' .. me] = number
@@ -531,21 +532,21 @@ else
   delta = 0
 end
 r.capacity = capacity
-r.tokens = math.max(-capacity, math.min(capacity, (r.tokens or capacity) + delta))
+r.tokens = math.max(-capacity, math.min(capacity, (r.tokens or known) + delta))
 local members = count_processes(string.match(me, '^[^#]*'))
 return {delta < 0 and 1 or 0, r.tokens, members}
 """
 
 
 def _budget(r: Record, now: int, a: list[Any]) -> Reply:
-    me, number, capacity, delta = a
+    me, number, capacity, delta, known = a
     for who in _gone(r, now, me):
         r[f"s:{who}"] = None
     if number > r.get(f"s:{me}", 0):
         r[f"s:{me}"] = number
     else:
         delta = 0
-    tokens = max(-capacity, min(capacity, r.get("tokens", capacity) + delta))
+    tokens = max(-capacity, min(capacity, r.get("tokens", known) + delta))
     r.update(capacity=capacity, tokens=tokens)
     members = _count_processes(r, now, me.partition("#")[0])
     return [int(delta < 0), tokens, members]
@@ -553,7 +554,8 @@ def _budget(r: Record, now: int, a: list[Any]) -> Reply:
 
 BUDGET: Final = Operation("budget", _LUA_BUDGET, _budget)
 """The tokens of one name. Arguments: `process#number`, the number of the message,
-capacity, and what to add. Reply: changed, tokens, processes."""
+capacity, what to add, and the tokens before that, as far as the object knows. Reply:
+changed, tokens, processes."""
 
 
 # --- rate limits ----------------------------------------------------------------------
