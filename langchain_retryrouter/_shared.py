@@ -289,6 +289,7 @@ MOST_SECONDS: Final = 1e9
 _MOST_PROCESSES: Final = 64  # Beyond so many, presence is not counted.
 _MOST_OBJECTS: Final = 100  # Beyond so many, a record forgets the silent ones,
 _SILENCE: Final = 3_600_000  # after so many milliseconds.
+_SILENT: Final = 120_000  # After so many, what an object has leased goes back.
 
 LUA_COMMON: Final = """
 local function count(prefix, since)
@@ -520,9 +521,10 @@ and lease, the number of the granted lease or 0, processes, why it is open."""
 # --- retry budgets --------------------------------------------------------------------
 
 # A message that was not answered is sent again, with its number; `s:` is the last one
-# of each object, so that none counts twice.
+# of each object, so that none counts twice. A record that was lost begins with what the
+# first one knows.
 _LUA_BUDGET: Final = """
-local me, number, capacity, delta = unpack(a)
+local me, number, capacity, delta, known = unpack(a)
 for _, who in ipairs(gone(me)) do r['s:' .. who] = nil end
 if number > (r['s:' .. me] or 0) then
   r['s:' .. me] = number
@@ -530,21 +532,21 @@ else
   delta = 0
 end
 r.capacity = capacity
-r.tokens = math.max(-capacity, math.min(capacity, (r.tokens or capacity) + delta))
+r.tokens = math.max(-capacity, math.min(capacity, (r.tokens or known) + delta))
 local members = count_processes(string.match(me, '^[^#]*'))
 return {delta < 0 and 1 or 0, r.tokens, members}
 """
 
 
 def _budget(r: Record, now: int, a: list[Any]) -> Reply:
-    me, number, capacity, delta = a
+    me, number, capacity, delta, known = a
     for who in _gone(r, now, me):
         r[f"s:{who}"] = None
     if number > r.get(f"s:{me}", 0):
         r[f"s:{me}"] = number
     else:
         delta = 0
-    tokens = max(-capacity, min(capacity, r.get("tokens", capacity) + delta))
+    tokens = max(-capacity, min(capacity, r.get("tokens", known) + delta))
     r.update(capacity=capacity, tokens=tokens)
     members = _count_processes(r, now, me.partition("#")[0])
     return [int(delta < 0), tokens, members]
@@ -552,7 +554,8 @@ def _budget(r: Record, now: int, a: list[Any]) -> Reply:
 
 BUDGET: Final = Operation("budget", _LUA_BUDGET, _budget)
 """The tokens of one name. Arguments: `process#number`, the number of the message,
-capacity, and what to add. Reply: changed, tokens, processes."""
+capacity, what to add, and the tokens before that, as far as the object knows. Reply:
+changed, tokens, processes."""
 
 
 # --- rate limits ----------------------------------------------------------------------
@@ -665,33 +668,39 @@ processes, how many others are hungry, permits, and what is granted of each kind
 # `window`, by its clock; base: the same of those that have left, or are forgotten. Each
 # message says the total anew, so one that is lost, or was done and not answered, or was
 # forgotten by Redis, is made good by the next. An object that has left comes back under
-# another number. A late one gets nothing of a window that is over.
+# another number. A late one gets nothing of a window that is over. Of one that is
+# silent, as of a process that was killed, only s: counts, what it had spent or held.
 _LUA_SPEND: Final = """
-local me, window, ends, amount, total, more, has_left = unpack(a)
+local me, window, ends, amount, total, more, used, has_left = unpack(a)
 local mine, process = 't:' .. me, string.match(me, '^[^#]*')
 local members, granted, is_news = count_processes(process), 0, 0
+local function taken(who)
+  local own, is_silent = r['t:' .. who] or 0, now - (r['u:' .. who] or 0) > 120000
+  return is_silent and math.min(own, r['s:' .. who] or own) or own
+end
 if window > (r.window or -1) then
   count('t:', math.huge)
+  count('s:', math.huge)
   count('u:', math.huge)
   r.window, r.base, r.taken = window, 0, 0
 end
 if window == r.window then
   for _, who in ipairs(gone(me)) do
-    r.base, r['t:' .. who] = r.base + (r['t:' .. who] or 0), nil
+    r.base, r['t:' .. who], r['s:' .. who] = r.base + taken(who), nil, nil
   end
   local others = r.base
-  for field, value in pairs(r) do
+  for field in pairs(r) do
     if string.sub(field, 1, 2) == 't:' and field ~= mine then
-      others = others + value
+      others = others + taken(string.sub(field, 3))
     end
   end
   if total > (r[mine] or 0) then is_news = 1 end
   granted = math.max(0, math.min(more, amount - others - total))
   r[mine], r.taken = total + granted, others + total + granted
-  r.window_until = now + ends
+  r['s:' .. me], r.window_until = used, now + ends
   if has_left == 1 then
-    r.base, r[mine], r['u:' .. me] = r.base + total + granted, nil, nil
-    r['p:' .. process] = nil
+    r.base, r[mine] = r.base + total + granted, nil
+    r['s:' .. me], r['u:' .. me], r['p:' .. process] = nil, nil, nil
   end
 end
 return {is_news, granted, r.taken, members, r.window}
@@ -699,33 +708,42 @@ return {is_news, granted, r.taken, members, r.window}
 
 
 def _spend(r: Record, now: int, a: list[Any]) -> Reply:
-    me, window, ends, amount, total, more, has_left = a
+    me, window, ends, amount, total, more, used, has_left = a
     mine, process = f"t:{me}", me.partition("#")[0]
     members, granted, is_news = _count_processes(r, now, process), 0, 0
+
+    def taken(who: str) -> float:
+        own: float = r.get(f"t:{who}", 0)
+        is_silent = now - r.get(f"u:{who}", 0) > _SILENT
+        return min(own, r.get(f"s:{who}", own)) if is_silent else own
+
     if window > r.get("window", -1):
-        _count(r, "t:", math.inf)
-        _count(r, "u:", math.inf)
+        for prefix in ("t:", "s:", "u:"):
+            _count(r, prefix, math.inf)
         r.update(window=window, base=0, taken=0)
     if window == r["window"]:
         for who in _gone(r, now, me):
-            r["base"] += r.pop(f"t:{who}", 0)
-        totals = (r[f] for f in r if f.startswith("t:") and f != mine)
-        others = r["base"] + sum(totals)
+            r["base"] += taken(who)
+            r.pop(f"t:{who}", None)
+            r.pop(f"s:{who}", None)
+        known = [f for f in r if f.startswith("t:") and f != mine]
+        others = r["base"] + sum(taken(field[2:]) for field in known)
         is_news = int(total > r.get(mine, 0))
         granted = max(0, min(more, amount - others - total))
         r.update({mine: total + granted}, taken=others + total + granted)
-        r["window_until"] = now + ends
+        r.update({f"s:{me}": used, "window_until": now + ends})
         if has_left:
-            r.update({"base": r["base"] + total + granted, mine: None})
-            r.update({f"u:{me}": None, f"p:{process}": None})
+            r["base"] += total + granted
+            r.update(dict.fromkeys([mine, f"s:{me}", f"u:{me}", f"p:{process}"]))
     return [is_news, granted, r["taken"], members, r["window"]]
 
 
 SPEND: Final = Operation("spend", _LUA_SPEND, _spend)
 """The money of one name and period. Arguments: `process#number`, the window's beginning
 and its end in milliseconds, the amount, what the object has spent or leased in all, how
-much more it asks for, and 1 if it leaves. Reply: whether it has more than was known,
-what was granted, what all have taken, processes, and the window."""
+much more it asks for, what it has spent or holds, and 1 if it leaves. Reply: whether it
+has more than was known, what was granted, what all have taken, processes, and the
+window."""
 
 
 # --- names ----------------------------------------------------------------------------

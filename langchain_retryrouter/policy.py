@@ -466,7 +466,8 @@ class RetryBudget(Shareable):
                 self._unsent = 0.0
                 self._message += 1
             me = f"{store.process}#{self.number}"
-            args = [me, self._message, capacity, self._sent]
+            known = self._tokens - self._sent - self._unsent
+            args = [me, self._message, capacity, self._sent, known]
 
         def on_reply(reply: Reply | None) -> None:
             with self._lock:

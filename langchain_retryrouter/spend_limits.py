@@ -78,10 +78,11 @@ class SpendLimit(Shareable):
     With a `store`, limits of the same `name` and period in all processes are one. Each
     process leases its money in the background, in parts of a fiftieth of its share, or
     what one attempt needs, and gives back what it does not use, also when the store is
-    closed, and at the end of the program; only an attempt that needs more waits for the
-    store. Each process may overrun its lease by the under-estimate of one attempt,
-    which it charges to the others at once. While the store is away, a process has its
-    lease, and its share of what was left. Periods are those of the processes' clocks.
+    closed, and at the end of the program; if it was killed, it counts with what it had
+    in use after two minutes. Only an attempt that needs more waits for the store. Each
+    process may overrun its lease by the under-estimate of one attempt, which it charges
+    to the others at once. While the store is away, a process has its lease, and its
+    share of what was left. Periods are those of the processes' clocks.
 
     Example:
         ```python
@@ -305,12 +306,15 @@ class SpendLimit(Shareable):
                 return
             used = self._spent + self._held
             total = max(self._spent, min(self._leased, used + kept))
-            more = 0.0 if needed is None else max(used + needed - total, self._chunk())
+            more = 0.0
+            if needed is not None:
+                used += needed
+                more = max(used - total, self._chunk())
             self._leased = min(self._leased, total)
             self._has_failed = self._has_failed or self._message is not None
             self._message = message = object()
             self._sent_at = self._clock.monotonic()
-            args = self._args(store, total, more)
+            args = self._args(store, total, more, used)
 
         def on_reply(reply: Reply | None) -> None:
             with self._lock:
@@ -328,11 +332,12 @@ class SpendLimit(Shareable):
         self._submit(args, on_reply)
 
     def _args(
-        self, store: Store, total: float, more: float = 0.0, has_left: int = 0
+        self, store: Store, total: float, more: float, used: float, has_left: int = 0
     ) -> list[Any]:
         me, left = f"{store.process}#{self.number}", self._ends - self._clock.time()
         ends = int(1000 * min(left, MOST_SECONDS))
-        return [me, self._began, ends, self.amount, total, more, has_left]
+        window = [self._began, ends, self.amount]
+        return [me, *window, total, more, used, has_left]
 
     def refresh(self) -> None:
         """Give back what is not used, each second, and ask what the others have."""
@@ -364,7 +369,7 @@ class SpendLimit(Shareable):
             has_nothing = max(self._leased, total) == 0.0
             if store is None or not store.is_up or has_nothing:
                 return  # What was spent without the store is said when it is back.
-            args = self._args(store, total, has_left=1)
+            args = self._args(store, total, 0.0, total, has_left=1)
             self._start_over(total)
         self._submit(args, lambda _: None)  # This may be collected now.
 

@@ -98,6 +98,8 @@ _CALLBACKS_WARNING: Final = (
 )
 _NOT_CACHED: Final = "An answer could not be kept in the cache"
 _M = TypeVar("_M", bound=BaseMessage)
+# Cached properties of a route that follow from its fields.
+_READ: Final = ("reader", "prices", "subject", "_address", "is_own", "scope")
 _ADDRESSES: Final = (
     *("openai_api_base", "azure_endpoint", "gpt_router_api_base", "base_url"),
     *("anthropic_api_url", "endpoint_url", "region_name", "location", "api_base"),
@@ -358,6 +360,15 @@ class Route(Serializable):
         self._own_tools = list(self.options.get("tools") or [])
         _ = self._reporting  # One object for all copies, so that they share it.
         return self
+
+    def model_copy(
+        self, *, update: Mapping[str, Any] | None = None, deep: bool = False
+    ) -> Self:
+        """A copy; see `BaseModel.model_copy`. Its prices are those of its own model."""
+        copy = super().model_copy(update=update, deep=deep)
+        for name in _READ if update else ():
+            vars(copy).pop(name, None)
+        return copy
 
     @functools.cached_property
     def _reporting(self) -> set[Method]:

@@ -125,7 +125,7 @@ def run_interleaving(client: redis.Redis, rng: random.Random, count: int) -> int
             change, before = rng.choice([-14, -5, 1, 20]), dict(budget.record)
             # Some messages come again.
             number = max(1, before.get("s:h:1:x#0", 0) + rng.choice([0, 1, 1]))
-            reply = budget.run(now, ["h:1:x#0", number, 500, change])
+            reply = budget.run(now, ["h:1:x#0", number, 500, change, 300])
             assert -500 <= reply[1] <= 500
             if number == before.get("s:h:1:x#0"):
                 assert reply[1] == before["tokens"]

@@ -123,7 +123,7 @@ def test_redis_fails_while_calls_learn(
     ("operation", "args"),
     [
         (LIMIT, ["p", 0, 0, 0, 0, [["requests", 1.0, 9.0, 9.0, 10 / 3, 0.0, 0.0]]]),
-        (SPEND, ["p", 1, 60_000, 9.0, 0.0, 10 / 3, 0]),
+        (SPEND, ["p", 1, 60_000, 9.0, 0.0, 10 / 3, 10 / 3, 0]),
     ],
 )
 def test_replies_have_all_digits(

@@ -252,6 +252,16 @@ def test_a_routes_own_prices_count_more_than_listed_ones(env: Env, way: str) -> 
     assert limit.spent == pytest.approx(COST)
 
 
+def test_a_copy_of_a_route_has_its_own_prices(env: Env) -> None:
+    """And shares no breaker and no limit with the model that it had before."""
+    (first,) = new_router(env.route(model={"max_tokens": 5})).routes
+    dearer = first.model_copy(update={"input_price": 200, "output_price": 2000})
+    assert env.log("invoke", new_router(dearer)).cost == pytest.approx(2 * COST)
+    model = models.chat_openai(env.gateway, "other", max_tokens=5)
+    assert first.model_copy(update={"model": model}).scope != first.scope
+    assert first.model_copy().scope == first.scope
+
+
 def test_batches_and_worst_cases_say_money(env: Env) -> None:
     """`summarize` adds the costs up, and `explain` stops at `max_cost`."""
     limit = SpendLimit(5, name="team", clock=FakeClock())

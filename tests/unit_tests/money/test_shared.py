@@ -163,8 +163,8 @@ def test_lua_and_python_are_the_same(moves: list[tuple[Any, ...]]) -> None:
         nonlocal now
         now += 100
         me = f"p{who}#{names.setdefault(who, 0)}"
-        args = [me, current, 60_000, 10.0, has.setdefault(who, 0.0), more, has_left]
-        return both.run(now, args)
+        total = has.setdefault(who, 0.0)
+        return both.run(now, [me, current, 60_000, 10.0, total, more, total, has_left])
 
     for who, window, change, more, event in moves:
         if window > current:
@@ -198,12 +198,26 @@ def test_a_record_forgets_silent_objects_and_not_what_they_have() -> None:
     """Of many objects, those that are silent for an hour are kept as a sum."""
     both, now = LuaAndPython(SPEND), 1_000_000
     for number in range(120):
-        both.run(now, [f"p{number}#0", 1, 60_000, 99.0, 0.5, 0.0, 0])
+        both.run(now, [f"p{number}#0", 1, 60_000, 99.0, 0.5, 0.0, 0.5, 0])
     now += 3_700_000
-    reply = both.run(now, ["p0#0", 1, 60_000, 99.0, 0.5, 1.0, 0])
+    reply = both.run(now, ["p0#0", 1, 60_000, 99.0, 0.5, 1.0, 1.5, 0])
     assert reply[1:3] == [1, pytest.approx(61)]
-    kept = {field for field in both.record if field[:2] in {"t:", "u:"}}
-    assert kept == {"t:p0#0", "u:p0#0"}
+    kept = {field for field in both.record if field[:2] in {"t:", "s:", "u:"}}
+    assert kept == {"t:p0#0", "s:p0#0", "u:p0#0"}
+
+
+def test_what_a_killed_process_has_leased_goes_back() -> None:
+    """After two minutes it counts with what it had in use; if it is back, in full."""
+    both, now = LuaAndPython(SPEND), 1_000_000
+    window = [1, 600_000, 10.0]
+    assert both.run(now, ["killed#0", *window, 1.0, 7.0, 2.0, 0])[1] == 7
+    assert both.run(now, ["p#0", *window, 0.0, 5.0, 5.0, 0])[1] == 2
+    now += 119_000
+    assert both.run(now, ["p#0", *window, 2.0, 9.0, 9.0, 0])[1] == 0
+    now += 2_000
+    assert both.run(now, ["p#0", *window, 2.0, 9.0, 9.0, 0])[1:3] == [6, 10]
+    assert both.run(now, ["killed#0", *window, 8.0, 1.0, 9.0, 0])[1:3] == [0, 16]
+    assert both.run(now, ["p#0", *window, 8.0, 1.0, 9.0, 0])[1:3] == [0, 16]
 
 
 def seconds_later(clock: FakeClock, store: MemoryStore, seconds: int = 2) -> None:

@@ -142,12 +142,23 @@ def test_tokens_that_redis_has_counted_without_an_answer_count_once() -> None:
     assert scope.facts == {"capacity": 500, "tokens": budget.tokens}
 
 
+def test_a_record_that_was_lost_does_not_fill_the_bucket(processes: Processes) -> None:
+    """A Redis that comes back empty learns the tokens that were left."""
+    one, other = (RetryBudget(name="b", store=store) for store in processes[:2])
+    for _ in range(20):
+        eventually(one.spend)
+    eventually(lambda: other.tokens == 500 - 20 * 14)
+    processes.client().flushall()
+    eventually(other.spend)
+    eventually(lambda: one.tokens == 500 - 21 * 14)
+
+
 def test_a_record_forgets_the_messages_of_silent_objects() -> None:
     """Of many objects, those that are silent for an hour are not known any more."""
     both, now = LuaAndPython(BUDGET), 1_000_000
     for number in range(120):
-        both.run(now, [f"p{number}#0", 1, 500, -1])
-    reply = both.run(now + 3_700_000, ["p0#0", 2, 500, -1])
+        both.run(now, [f"p{number}#0", 1, 500, -1, 500])
+    reply = both.run(now + 3_700_000, ["p0#0", 2, 500, -1, 500])
     assert reply[1] == 500 - 121
     kept = {field for field in both.record if field[:2] in {"s:", "u:"}}
     assert kept == {"s:p0#0", "u:p0#0"}
