@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import BaseChatModel, FakeMessagesListChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
@@ -306,6 +307,28 @@ def test_a_route_that_gets_free_is_found() -> None:
     router = RetryRouter(routes=routes, retry_policy=policy)
     assert router.invoke("hi").text == "b"
     assert time.monotonic() - began < 20
+
+
+def test_a_route_that_was_full_is_found_again(twin: Twin) -> None:
+    """A call that waits at a later route looks at those before it, too."""
+
+    class Freeing(BaseCallbackHandler):
+        def on_custom_event(self, *_: Any, **__: Any) -> None:
+            held.succeeded()
+
+    clock = FakeClock()
+    first = RateLimit(max_concurrency=1, clock=clock)
+    second = RateLimit(requests_per_minute=1, clock=clock)
+    held: Any = first.try_reserve(Size())
+    second.try_reserve(Size())
+    routes = [
+        Route(model=Odd(results=[answer(name)]), rate_limit=limit)
+        for name, limit in (("a", first), ("b", second))
+    ]
+    router = RetryRouter(routes=routes, clock=clock)
+    config = {"callbacks": [Freeing()]}
+    assert twin.invoke(router, "hi", config).text == "a"
+    assert sum(clock.sleeps) < 30
 
 
 def test_a_route_that_fails_quickly_is_not_the_fastest(twin: Twin) -> None:
