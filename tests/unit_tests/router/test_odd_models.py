@@ -18,6 +18,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_openai import ChatOpenAI
 
 from langchain_retryrouter import (
+    ContentFilterError,
     InvalidRequestError,
     RateLimit,
     RejectedAnswerError,
@@ -351,6 +352,28 @@ def test_a_route_that_fails_quickly_is_not_the_fastest(twin: Twin) -> None:
     for _ in range(30):
         twin.invoke(router, "hi")
     assert len(sick.asked) <= 3
+
+
+def test_a_refused_prompt_does_not_make_a_route_slow(twin: Twin) -> None:
+    """A content filter's refusal is an answer: it is raised, and the route is well."""
+    clock = FakeClock()
+
+    def after(seconds: float, said: Any) -> Any:
+        def say(_: Any) -> Any:
+            clock.advance(seconds)
+            return said
+
+        return say
+
+    refusal = ContentFilterError("no")
+    fast = Odd(results=[after(1, HELLO), after(0.1, refusal), after(1, HELLO)])
+    slow = Odd(results=[after(5, HELLO)])
+    fields: dict[str, Any] = {"strategy": "least_latency", "seed": 1, "clock": clock}
+    router = RetryRouter(routes=[fast, slow], retry_policy=ONCE, **fields)
+    for _ in range(6):
+        with contextlib.suppress(ContentFilterError):
+            twin.invoke(router, "hi")
+    assert (len(fast.asked), len(slow.asked)) == (5, 1)
 
 
 # --- copies ---
