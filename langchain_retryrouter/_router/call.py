@@ -20,7 +20,7 @@ from collections.abc import (
 )
 from operator import attrgetter
 from traceback import clear_frames
-from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeGuard, TypeVar
 
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import AIMessageChunk, BaseMessage
@@ -865,15 +865,22 @@ class _Reported:
     def __exit__(
         self, kind: object, error: BaseException | None, traceback: object
     ) -> None:
-        has_failed = isinstance(error, Exception)
-        self._call.heard(self._attempt, has_failed=has_failed)
+        if not self._is_models(error):
+            self._call.heard(self._attempt)
+            return
+        named = self._call.named(error, self._attempt)
+        # A refusal of the prompt is an answer, and may be a quick one.
+        is_answer = named.kind is FailureKind.CONTENT_FILTER
+        self._call.heard(self._attempt, has_failed=not is_answer)
+        if named is not error:
+            raise named from error
+
+    @staticmethod
+    def _is_models(error: BaseException | None) -> TypeGuard[BaseException]:
+        """Whether the model has raised it, and not this call been cancelled."""
         if isinstance(error, asyncio.CancelledError):
             with contextlib.suppress(RuntimeError):  # In a thread.
                 task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    return  # This call was cancelled, not something in the model.
-        elif not isinstance(error, Exception):
-            return
-        named = self._call.named(error, self._attempt)
-        if named is not error:
-            raise named from error
+                return task is not None and not task.cancelling()
+            return True
+        return isinstance(error, Exception)

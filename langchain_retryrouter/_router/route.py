@@ -57,6 +57,7 @@ from pydantic import (
 )
 
 from langchain_retryrouter._prices import FixedPrices, Prices, listed_prices
+from langchain_retryrouter._providers.history import of_its_version
 from langchain_retryrouter._providers.integrations import (
     INTEGRATIONS,
     TOKEN_LIMITS,
@@ -743,15 +744,9 @@ class CacheEntry(NamedTuple):
 
 def in_blocks(message: _M) -> _M:
     """A message whose content is LangChain's standard blocks, as of a v1 model."""
-    metadata = message.response_metadata
-    if isinstance(message.content, str) and "output_version" in metadata:
-        # Some integrations say so of text, and LangChain would not translate it.
-        metadata = {k: v for k, v in metadata.items() if k != "output_version"}
-        message = message.model_copy(update={"response_metadata": metadata})
-    update = {
-        "content": message.content_blocks,
-        "response_metadata": {**metadata, "output_version": "v1"},
-    }
+    message = of_its_version(message)
+    metadata = {**message.response_metadata, "output_version": "v1"}
+    update = {"content": message.content_blocks, "response_metadata": metadata}
     return message.model_copy(update=update)
 
 

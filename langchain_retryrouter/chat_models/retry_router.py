@@ -13,7 +13,6 @@ import copy
 import functools
 import importlib
 import os
-import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
@@ -626,18 +625,15 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     def configurable_fields(self, **kwargs: Any) -> Any:
         """See `RunnableSerializable.configurable_fields`.
 
-        Warns:
-            UserWarning: Without a `store`, calls that configure a field know nothing of
-                each other.
+        LangChain makes a new router for each call that sets a field: its routes share
+        the breakers of this one, unless `breaker_settings` is such a field.
         """
-        if self.store is None:
-            text = (
-                "LangChain makes a new router for each call that configures a field,"
-                " with breakers that know nothing of other calls: give the router"
-                " store=MemoryStore(), or configure the fields of its routes' models"
-            )
-            warnings.warn(text, UserWarning, stacklevel=2)
-        return super().configurable_fields(**kwargs)
+        router = self
+        if "breaker_settings" not in kwargs:
+            pairs = zip(self.routes, self._memory.route_states, strict=True)
+            routes = [r.model_copy(update={"breaker": s.breaker}) for r, s in pairs]
+            router = super().model_copy(update={"routes": routes})
+        return super(RetryRouter, router).configurable_fields(**kwargs)
 
     def _resolve_model_profile(self) -> ModelProfile | None:
         models = [route.model for route in self.routes]

@@ -566,6 +566,18 @@ def test_what_was_already_delivered_is_not_joined_with_what_is_new(way: Way) -> 
     assert answer.response_metadata["model_name"] == "m-2"
 
 
+@every_way
+@pytest.mark.parametrize("content", ["Hi", ["Hi"]], ids=str)
+def test_content_that_is_called_standard_blocks_becomes_so(
+    way: Way, content: Any
+) -> None:
+    """A model with `output_version="v1"` may say so of what is not."""
+    said = chunk(content, {**STOP, "output_version": "v1"})
+    answer = message_of(way, router_of(Scripted(chunks=[said], output_version="v1")))
+    assert answer.text == "Hi"
+    assert all("type" in block for block in answer.content)
+
+
 CALL = chunk(tool_call_chunks=[tool_call_chunk(name="f", args="{}", id="1", index=0)])
 
 

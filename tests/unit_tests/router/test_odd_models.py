@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import BaseChatModel, FakeMessagesListChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
@@ -17,6 +18,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_openai import ChatOpenAI
 
 from langchain_retryrouter import (
+    ContentFilterError,
     InvalidRequestError,
     RateLimit,
     RejectedAnswerError,
@@ -308,6 +310,28 @@ def test_a_route_that_gets_free_is_found() -> None:
     assert time.monotonic() - began < 20
 
 
+def test_a_route_that_was_full_is_found_again(twin: Twin) -> None:
+    """A call that waits at a later route looks at those before it, too."""
+
+    class Freeing(BaseCallbackHandler):
+        def on_custom_event(self, *_: Any, **__: Any) -> None:
+            held.succeeded()
+
+    clock = FakeClock()
+    first = RateLimit(max_concurrency=1, clock=clock)
+    second = RateLimit(requests_per_minute=1, clock=clock)
+    held: Any = first.try_reserve(Size())
+    second.try_reserve(Size())
+    routes = [
+        Route(model=Odd(results=[answer(name)]), rate_limit=limit)
+        for name, limit in (("a", first), ("b", second))
+    ]
+    router = RetryRouter(routes=routes, clock=clock)
+    config = {"callbacks": [Freeing()]}
+    assert twin.invoke(router, "hi", config).text == "a"
+    assert sum(clock.sleeps) < 30
+
+
 def test_a_route_that_fails_quickly_is_not_the_fastest(twin: Twin) -> None:
     """Only answers are fast; a failure counts as slower than the slowest of them."""
     clock = FakeClock()
@@ -328,6 +352,28 @@ def test_a_route_that_fails_quickly_is_not_the_fastest(twin: Twin) -> None:
     for _ in range(30):
         twin.invoke(router, "hi")
     assert len(sick.asked) <= 3
+
+
+def test_a_refused_prompt_does_not_make_a_route_slow(twin: Twin) -> None:
+    """A content filter's refusal is an answer: it is raised, and the route is well."""
+    clock = FakeClock()
+
+    def after(seconds: float, said: Any) -> Any:
+        def say(_: Any) -> Any:
+            clock.advance(seconds)
+            return said
+
+        return say
+
+    refusal = ContentFilterError("no")
+    fast = Odd(results=[after(1, HELLO), after(0.1, refusal), after(1, HELLO)])
+    slow = Odd(results=[after(5, HELLO)])
+    fields: dict[str, Any] = {"strategy": "least_latency", "seed": 1, "clock": clock}
+    router = RetryRouter(routes=[fast, slow], retry_policy=ONCE, **fields)
+    for _ in range(6):
+        with contextlib.suppress(ContentFilterError):
+            twin.invoke(router, "hi")
+    assert (len(fast.asked), len(slow.asked)) == (5, 1)
 
 
 # --- copies ---
