@@ -245,10 +245,20 @@ class OpenAILLM(OpenAIConnection):
     """Changes how likely each token is."""
     seed: int | None = None
     """Makes the sampling as repeatable as the provider can."""
+    temperature: float | None = None
+    """The sampling temperature; None for the provider's own."""
+    max_tokens: int | None = None
+    """The most tokens of an answer."""
+    top_p: float | None = None
+    """Total probability mass of tokens to consider at each step."""
+    frequency_penalty: float | None = None
+    """Penalizes repeated tokens according to frequency."""
+    presence_penalty: float | None = None
+    """Penalizes repeated tokens."""
 
     _refuse_bools = field_validator(
         *("n", "seed", "best_of", "batch_size", "max_tokens", "temperature", "top_p"),
-        *("frequency_penalty", "presence_penalty", "top_logprobs"),
+        *(*_PENALTIES, "top_logprobs"),
         mode="wrap",
         check_fields=False,
     )(refuse_bool)
@@ -302,9 +312,8 @@ class OpenAILLM(OpenAIConnection):
         if self.batch_size < 1:
             msg = f"batch_size must be 1 or more, not {self.batch_size}"
             raise ValueError(msg)
-        max_tokens = getattr(self, "max_tokens", None)
-        if max_tokens is not None and max_tokens < -1:
-            msg = f"max_tokens must be -1, 0 or more, or None, not {max_tokens}"
+        if self.max_tokens is not None and self.max_tokens < -1:
+            msg = f"max_tokens must be -1, 0 or more, or None, not {self.max_tokens}"
             raise ValueError(msg)
         asked = {"n": self.n, "best_of": getattr(self, "best_of", None)}
         protocol.check_choices(asked, streaming=self.streaming)
@@ -491,15 +500,11 @@ class BaseOpenAI(OpenAILLM):
     """The models of `/v1/completions`: the base of `OpenAI` and `AzureOpenAI`."""
 
     temperature: float = 0.7
-    """The sampling temperature."""
     max_tokens: int | None = 256
     """The most tokens of an answer; -1 for as many as fit behind the prompt."""
     top_p: float = 1
-    """Total probability mass of tokens to consider at each step."""
     frequency_penalty: float = 0
-    """Penalizes repeated tokens according to frequency."""
     presence_penalty: float = 0
-    """Penalizes repeated tokens."""
     best_of: int = 1
     """Answers to generate; the best `n` of them are returned."""
     logprobs: int | None = None
@@ -828,17 +833,9 @@ class OpenAIChat(OpenAILLM):
     `retry_policy=RetryPolicy(max_retries=...)`. Give one of both."""
     prefix_messages: list[Any] = Field(default_factory=list)
     """Messages before each prompt, as dicts or LangChain's."""
-    temperature: float | None = None
-    """The sampling temperature; None for the provider's own."""
     max_tokens: int | None = None
     """The most tokens of an answer; -1 or None for no limit but the provider's. Sent as
     `max_completion_tokens` to models that refuse `max_tokens`."""
-    top_p: float | None = None
-    """Total probability mass of tokens to consider at each step."""
-    frequency_penalty: float | None = None
-    """Penalizes repeated tokens according to frequency."""
-    presence_penalty: float | None = None
-    """Penalizes repeated tokens."""
     logprobs: bool | None = None
     """Whether to report the probability of each token."""
     top_logprobs: int | None = None
