@@ -196,16 +196,18 @@ class RouteOrder(OneForAll, Locked):
         # What the routes are sorted by before their strategy. A route without a tier
         # comes after all tiers that the list names before it.
         self._ranks: list[tuple[float, int, int]] = []
-        first_of: dict[Hashable, int] = {}
+        # A route without a group is one of its own.
+        self._groups: list[Hashable] = [
+            object() if route.group is None else route.group for route in routes
+        ]
         highest = -math.inf
-        for index, route in enumerate(routes):
+        for route, group in zip(routes, self._groups, strict=True):
             if route.tier is not None:
                 highest = max(highest, route.tier)
                 self._ranks.append((route.tier, 0, 0))
-                continue
-            group = route.group
-            at = index if group is None else first_of.setdefault(group, index)
-            self._ranks.append((highest, 1, at if is_list else 0))
+            else:
+                at = self._groups.index(group) if is_list else 0
+                self._ranks.append((highest, 1, at))
         self._moved: dict[bytes, tuple[int, float]] = {}
 
     def order(
@@ -250,11 +252,9 @@ class RouteOrder(OneForAll, Locked):
                 order.insert(at, leader)
         # Each route is followed by its alternatives.
         first_of: dict[Hashable, int] = {}
-        at_of: dict[int, int] = {}
         for at, route in enumerate(order):
-            group = self._routes[route].group
-            at_of[route] = at if group is None else first_of.setdefault(group, at)
-        return sorted(order, key=at_of.__getitem__)
+            first_of.setdefault(self._groups[route], at)
+        return sorted(order, key=lambda route: first_of[self._groups[route]])
 
     def _pinned(self, conversation: bytes) -> list[int]:
         """The order that a conversation has in every process.
