@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from langchain_retryrouter._retry.clock import new_rng
 from langchain_retryrouter._router.route import Route
-from langchain_retryrouter._shared import Locked, OneForAll
+from langchain_retryrouter._shared import Locked, OneForAll, require
 
 _MEMORY: Final = 60.0
 _FAILED: Final = 2.0  # Times the slowest of the other routes.
@@ -184,9 +184,8 @@ class RouteOrder(OneForAll, Locked):
         )
         self._routes = routes
         weights = [route.weight for route in routes]
-        if strategy == "weighted" and not any(weights):
-            msg = f"one weight at least must be above 0, not {weights!r}"
-            raise ValueError(msg)
+        is_met = any(weights) or strategy != "weighted"
+        require("one weight at least", weights, "above 0", is_met=is_met)
         has_groups = any(route.group is not None for route in routes)
         is_fair = strategy == "round_robin"
         self._shares = [1.0] * len(routes) if is_fair else weights

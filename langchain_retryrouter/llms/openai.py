@@ -45,6 +45,7 @@ from langchain_retryrouter._retry import engine, streaming
 from langchain_retryrouter._retry.call_log import Subject
 from langchain_retryrouter._retry.timeouts import agather_bounded, gather_bounded
 from langchain_retryrouter._secrets import refuse_bool
+from langchain_retryrouter._shared import require
 from langchain_retryrouter.errors import InvalidRequestError
 from langchain_retryrouter.failures import FailureKind
 from langchain_retryrouter.llms._connection import (
@@ -309,12 +310,10 @@ class OpenAILLM(OpenAIConnection):
         raise NotImplementedError
 
     def _check_numbers(self) -> None:
-        if self.batch_size < 1:
-            msg = f"batch_size must be 1 or more, not {self.batch_size}"
-            raise ValueError(msg)
-        if self.max_tokens is not None and self.max_tokens < -1:
-            msg = f"max_tokens must be -1, 0 or more, or None, not {self.max_tokens}"
-            raise ValueError(msg)
+        size, most = self.batch_size, self.max_tokens
+        require("batch_size", size, "1 or more", is_met=size >= 1)
+        is_met = most is None or most >= -1
+        require("max_tokens", most, "-1, 0 or more, or None", is_met=is_met)
         asked = {"n": self.n, "best_of": getattr(self, "best_of", None)}
         protocol.check_choices(asked, streaming=self.streaming)
 
