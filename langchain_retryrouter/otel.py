@@ -345,11 +345,12 @@ class _CallTelemetry(CallObserver):
         record, shared = attempt.record, self._shared
         if record.outcome == "ok":
             self._served = attempt
-        labels = shared.labels(attempt.subject, record.route, record.outcome)
+        route = (_ROUTE, shared.bounded(record.route))
+        outcome = (_OUTCOME, record.outcome)
+        labels = (*shared.model(attempt.subject).labels, route, outcome)
         shared.record("attempt", record.seconds, labels)
         if record.limiter_wait:
-            waited = ((_ROUTE, shared.bounded(record.route)),)
-            shared.values.add("limiter_wait", record.limiter_wait, waited)
+            shared.values.add("limiter_wait", record.limiter_wait, (route,))
         counts: dict[str, Any] = {}
         if attempt.subject.sends:
             counts = _tokens(attempt.facts.get("usage"))
@@ -512,11 +513,6 @@ class Instrumentation:
         duration = "embeddings" if operation == "embeddings" else "call"
         return _Model(span_name, attributes, labels, duration)
 
-    def labels(self, subject: Subject, route: str | None, outcome: str) -> Labels:
-        """The labels of an attempt."""
-        own = (_ROUTE, self.bounded(route)), (_OUTCOME, outcome)
-        return self.model(subject).labels + own
-
     def record(self, key: str, value: float, labels: Labels) -> None:
         """Record a value of a histogram."""
         self.values.record(self._histograms[key], value, labels)
@@ -546,13 +542,6 @@ def instrument(
     A call has a span with all its attempts, as a child of the current span, or of the
     span that another instrumentation has for LangChain's run. Each request has a span
     of the kind CLIENT below it, which ends before the wait for the next one.
-
-    Example:
-        ```python
-        from langchain_retryrouter.otel import instrument
-
-        instrument()
-        ```
 
     Args:
         tracer_provider: Where spans go; by default the global one.

@@ -533,9 +533,9 @@ class FaultyGateway:
         if not answer.has_content:  # Ours ends at the first text in `stop`.
             given = request.parameters.get("stop")
             stops = map(str, given if isinstance(given, list) else [given or ""])
-            finds = (wire.STUB_TEXT.find(stop) for stop in stops if stop)
-            found = [at for at in finds if at >= 0]
-            answer = replace(answer, text=wire.STUB_TEXT[: min(found, default=None)])
+            cut = (wire.STUB_TEXT.partition(stop)[0] for stop in stops if stop)
+            text = min(cut, key=len, default=wire.STUB_TEXT)
+            answer = replace(answer, text=text)
         return answer
 
     def _refusal(self, exchange: wire.Exchange) -> wire.Step | None:
