@@ -21,6 +21,7 @@ from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 from langchain_retryrouter._providers.errors import read_event
 from langchain_retryrouter._providers.finish_reasons import kind_of, says_failed
 from langchain_retryrouter._retry.streaming import ChunkInfo
+from langchain_retryrouter._shared import require
 from langchain_retryrouter.failures import FailureKind
 
 ATTEMPT_LOG: Final = "retryrouter"
@@ -114,9 +115,8 @@ def check_choices(request: Mapping[str, Any], *, streaming: bool) -> None:
     given = {name: request.get(name) for name in ("n", "best_of")}
     n, best_of = (1 if value is None else value for value in given.values())
     for name, value in (("n", n), ("best_of", best_of)):
-        if not isinstance(value, int) or value < 1:
-            msg = f"{name} must be 1 or more, not {value!r}"
-            raise ValueError(msg)
+        is_met = isinstance(value, int) and value >= 1
+        require(name, value, "1 or more", is_met=is_met)
         if streaming and value > 1:
             msg = f"a stream carries one answer, so {name}={value} cannot be streamed"
             raise ValueError(msg)

@@ -25,7 +25,7 @@ from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_retryrouter._providers.history import fit_history
 from langchain_retryrouter._retry.timeouts import run_with_timeout
 from langchain_retryrouter._router.route import Route
-from langchain_retryrouter._shared import is_number
+from langchain_retryrouter._shared import is_number, require
 from langchain_retryrouter.errors import ContextLengthError
 from langchain_retryrouter.failures import FailureAction, FailureKind, is_retryable
 from langchain_retryrouter.policy import RetryPolicy
@@ -382,12 +382,9 @@ def worst_case(
     """
     has_tokens = any(value is not None for value in tokens.values())
     for name, value in tokens.items() if has_tokens else ():
-        if not is_number(value):
-            msg = (
-                f"{name} must be a number of tokens, 0 or more, not {value!r}; the"
-                " money needs both counts"
-            )
-            raise ValueError(msg)
+        allowed, is_met = "a number of tokens, 0 or more", is_number(value)
+        advice = "; the money needs both counts"
+        require(name, value, allowed, is_met=is_met, advice=advice)
     effects = dict(after)
     for kind, action in after.items():
         is_retried = policy.max_retries > 0 and is_retryable(kind)
