@@ -363,7 +363,7 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
         """A copy with the same memory, or with other routes a new router."""
         copy = super().model_copy(update=update, deep=deep)
         # What answers of a bound copy must fit.
-        copy._memory.output = self._memory.output  # noqa: SLF001 - of this class
+        vars(copy)["_memory"].output = self._memory.output
         return copy
 
     @functools.cached_property
