@@ -632,7 +632,8 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
         if "breaker_settings" not in kwargs:
             pairs = zip(self.routes, self._memory.route_states, strict=True)
             routes = [r.model_copy(update={"breaker": s.breaker}) for r, s in pairs]
-            router = super().model_copy(update={"routes": routes})
+            router = self.model_copy()
+            vars(router).update(routes=routes)
         return super(RetryRouter, router).configurable_fields(**kwargs)
 
     def _resolve_model_profile(self) -> ModelProfile | None:
