@@ -698,9 +698,7 @@ class RouterCall:
         if self._needs_whole:
             info = info._replace(is_end=False)  # Its judges have the last word.
         event = StreamEvent(chunk, info)
-        if not (check.held or attempt.prefix):
-            return (event,)
-        return (*self._released(check, attempt), event)
+        return (*self._released(check), event) if check.held else (event,)
 
     @staticmethod
     def _new_check(attempt: RouteAttempt) -> StreamCheck:
@@ -717,7 +715,9 @@ class RouterCall:
             attempt.prefix.end()
         if check.reason is not None:
             attempt.route.learn_reason("stream")
-        events = [*self._released(check, attempt), StreamEvent(None, info)]
+        events = [*self._released(check), StreamEvent(None, info)]
+        if attempt.prefix is not None and attempt.prefix.facts is not None:
+            events.insert(0, StreamEvent(attempt.prefix.facts, ChunkInfo()))
         if not self._needs_whole:
             return events, []
         whole = whole_message(attempt.chunks)
@@ -727,11 +727,9 @@ class RouterCall:
         return events, [(whole, check.reason)]
 
     @staticmethod
-    def _released(check: StreamCheck, attempt: RouteAttempt) -> list[StreamEvent]:
+    def _released(check: StreamCheck) -> list[StreamEvent]:
         """The chunks that were kept back."""
         held, check.held = check.held, []
-        if attempt.prefix is not None:
-            held, attempt.prefix.facts = attempt.prefix.facts + held, []
         return [StreamEvent(chunk, ChunkInfo()) for chunk in held]
 
     # --- attempts ---

@@ -21,6 +21,7 @@ from langchain_core.messages import (
     ToolMessage,
     message_chunk_to_message,
 )
+from langchain_core.messages.ai import add_usage
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.outputs.chat_generation import merge_chat_generation_chunks
 
@@ -205,25 +206,25 @@ class PrefixFilter:
 
     def __init__(self, delivered: str, *, is_optional: bool = False) -> None:
         """After `delivered`; with `is_optional` the answer may begin behind it, too."""
-        self.facts: list[ChatGenerationChunk] = []
+        self.facts: ChatGenerationChunk | None = None
         self._missing = delivered
         self._taken = ""
         self._is_optional = is_optional
 
     def strip(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk | None:
-        """What of `chunk` is new, if anything; its `facts` are kept otherwise."""
+        """What of `chunk` is new, if anything, with the `facts` of those before it."""
         if not self._missing:
-            return chunk
+            return self._with_facts(chunk)
         rest, is_more = self._rest_of(chunk.text), is_more_than_text(chunk)
         if is_more and self._missing:  # No more text comes before a call.
             rest = self._begun_behind()
         if not (rest or is_more):
             self._keep_facts(chunk)
             return None
-        if rest == chunk.text:
-            return chunk
-        message = chunk.message.model_copy(update={"content": rest})
-        return chunk.model_copy(update={"message": message, "text": rest})
+        if rest != chunk.text:
+            message = chunk.message.model_copy(update={"content": rest})
+            chunk = chunk.model_copy(update={"message": message, "text": rest})
+        return self._with_facts(chunk)
 
     def _rest_of(self, text: str) -> str:
         common = min(len(text), len(self._missing))
@@ -242,17 +243,30 @@ class PrefixFilter:
 
     def _keep_facts(self, chunk: ChatGenerationChunk) -> None:
         """Keep what a known chunk says of the answer, such as its usage."""
-        message, info = chunk.message, chunk.generation_info
-        usage = getattr(message, "usage_metadata", None)
-        if not (info or usage or message.response_metadata):
-            return
-        metadata = message.response_metadata
-        facts = AIMessageChunk(
-            content="", response_metadata=metadata, usage_metadata=usage
+        message = AIMessageChunk(
+            content="",
+            response_metadata=chunk.message.response_metadata,
+            usage_metadata=getattr(chunk.message, "usage_metadata", None),
         )
-        new = ChatGenerationChunk(message=facts, generation_info=info)
-        if usage or new not in self.facts:  # Integrations repeat some with each chunk.
-            self.facts.append(new)
+        info = chunk.generation_info
+        self.facts = self._with_facts(
+            ChatGenerationChunk(message=message, generation_info=info)
+        )
+
+    def _with_facts(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk:
+        """A chunk with the `facts`; a sum of both would join names and blocks."""
+        facts, self.facts = self.facts, None
+        if facts is None:
+            return chunk
+        before, message = facts.message, chunk.message
+        metadata = {**before.response_metadata, **message.response_metadata}
+        update: dict[str, Any] = {"response_metadata": metadata}
+        if usage := getattr(before, "usage_metadata", None):
+            own = getattr(message, "usage_metadata", None)
+            update["usage_metadata"] = add_usage(usage, own)
+        info = {**(facts.generation_info or {}), **(chunk.generation_info or {})}
+        message = message.model_copy(update=update)
+        return chunk.model_copy(update={"message": message, "generation_info": info})
 
     def end(self) -> None:
         """The second answer is over, which is an error if it is shorter."""
