@@ -241,7 +241,7 @@ environments: .venv/installed $(patsubst %,.venvs/%/installed,docs litellm ray m
 .venvs/interpreter: FORCE
 	@mkdir -p .venvs
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "'$(PYTHON)' is no Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+		echo "'$(PYTHON)' is not Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; print(sys._base_executable, sys.version, sep="\n")' > $@.new
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 

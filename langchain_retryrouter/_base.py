@@ -6,9 +6,9 @@ those that retry their own requests: `GPTRouter`, its embeddings and the OpenAI 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -17,6 +17,7 @@ from langchain_retryrouter._retry.call_log import Subject
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.limits import call_limits
+from langchain_retryrouter._secrets import nearest
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy, resolve_policy
 from langchain_retryrouter.rate_limits import RateLimit, Size
@@ -37,6 +38,8 @@ class SharingModel(BaseModel):
     clock: Clock | None = Field(default=None, exclude=True, repr=False)
     """Tells the time and waits; `testing.FakeClock` in a test."""
 
+    _read_once: ClassVar[frozenset[str]] = frozenset()
+
     _as_store = field_validator("store", mode="before")(as_store)
 
     # Before pydantic makes numbers of texts, and 1 of True.
@@ -45,13 +48,41 @@ class SharingModel(BaseModel):
     def _take_policy(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
+        names = [field.name for field in fields(RetryPolicy)]
+        for name in value:
+            if name not in names:
+                msg = f"retry_policy takes no {name!r}{nearest(name, names)}"
+                raise ValueError(msg)
         try:
             return RetryPolicy(**value)
-        except TypeError as error:  # An unknown name.
-            raise ValueError(str(error)) from error
         except ValueError as error:
             msg = f"retry_policy.{error}"
             raise ValueError(msg) from error
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field; an AttributeError for one that is only read by the constructor.
+
+        It would have no effect.
+        """
+        if name in self._read_once:
+            msg = (
+                f"{name} is only read when a {type(self).__name__} is made: give it"
+                f" to the constructor, or to model_copy(update={{{name!r}: ...}})"
+            )
+            raise AttributeError(msg)
+        super().__setattr__(name, value)
+
+    def model_copy(
+        self, *, update: Mapping[str, Any] | None = None, deep: bool = False
+    ) -> Self:
+        """A copy with the same memory; see `BaseModel.model_copy`.
+
+        If `update` has a field that is only read by the constructor, it is a new model.
+        """
+        if update is None or self._read_once.isdisjoint(update):
+            return super().model_copy(update=update, deep=deep)
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**given, **update})
 
     def close(self) -> None:
         """Close the connections of sync calls, and a store that the model has made."""
@@ -79,7 +110,7 @@ class RetriedModel(SharingModel):
 
     max_retries: int = 2
     """Further attempts after the first, 0 for none; short for a `retry_policy` with
-    this number. To give both is an error."""
+    this number. A `retry_policy` with another number is an error."""
     retry_policy: RetryPolicy | None = None
     """How often and how patiently to retry; None for the defaults."""
     breaker: CircuitBreaker | None = Field(default=None, exclude=True, repr=False)
@@ -118,7 +149,7 @@ class RetriedModel(SharingModel):
     def lc_attributes(self) -> dict[str, Any]:
         """What LangChain's `dumps` writes besides the fields.
 
-        Of fields that are no data, such as a shared limit, it writes that they are
+        Of fields that are not data, such as a shared limit, it writes that they are
         missing, and `load` refuses them, or leaves them out if it is asked to.
         """
         hidden = ("budget", "breaker", "store", "rate_limit", "clock", "trace_attempts")

@@ -51,6 +51,7 @@ from pydantic import Field
 from langchain_retryrouter._retry.call_log import AttemptRecord, CallObserver
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.timeouts import gather_bounded, run_bounded
+from langchain_retryrouter._shared import require
 from langchain_retryrouter.errors import BASE_ERRORS
 
 if TYPE_CHECKING:
@@ -351,8 +352,11 @@ class RetryVisibleChatModel(BaseChatModel):
         configs = get_config_list(config, len(inputs))
         requests = list(zip(inputs, configs, strict=True))
         most = configs[0].get("max_concurrency") if configs else None
-        # As many as the pools of `concurrent.futures`, which LangChain uses, have.
-        return send, requests, most or min(32, (os.cpu_count() or 1) + 4)
+        if most is None:
+            # As many as the pools of `concurrent.futures`, which LangChain uses, have.
+            most = min(32, (os.cpu_count() or 1) + 4)
+        require("max_concurrency", most, "1 or more", is_met=most > 0)
+        return send, requests, most
 
     def _should_stream(
         self,

@@ -8,7 +8,7 @@ import json
 import re
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 from langchain_retryrouter.failures import Failure, FailureKind
@@ -244,11 +244,16 @@ def read_transport_error(error: BaseException) -> Failure | None:
     return found
 
 
-def drop_request_headers(error: BaseException) -> None:
-    """Take the request's headers, and so the key, out of an exception of aiohttp's."""
+def hide_request(error: BaseException, hide: Callable[[str], str]) -> None:
+    """Take the request's headers out of an exception of aiohttp's.
+
+    An address with a secret, which the exception prints, becomes a text without it.
+    """
     info: Any = vars(error).get("request_info")
     if hasattr(info, "headers") and hasattr(info, "_replace"):
-        bare = info._replace(headers={})
+        urls = {name: str(getattr(info, name, "")) for name in ("url", "real_url")}
+        shown = {name: hide(url) for name, url in urls.items() if hide(url) != url}
+        bare = info._replace(headers={}, **shown)
         vars(error)["request_info"] = bare
         error.args = tuple(bare if arg is info else arg for arg in error.args)
 

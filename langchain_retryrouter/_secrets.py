@@ -1,18 +1,20 @@
 """Keeps secrets out of errors, and out of messages about refused arguments.
 
-`mask` takes known keys out of an error and of all that its traceback prints, and
-`hide_keys` takes what looks like a key out of a text. `shown`, and the checks for
-`field_validator(..., mode="wrap")`, name a refused value unless it may be a key at the
-wrong place.
+`redact_text` takes known keys out of a text, `hide_keys` what looks like a key, and
+`mask_with` does so in all that the traceback of an error prints. `shown`, and the
+checks for `field_validator(..., mode="wrap")`, name a refused value unless it may be a
+key at the wrong place; `refuse_unknown` names a refused argument, and the one that may
+be meant.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from pydantic import ValidationError, ValidatorFunctionWrapHandler
+from pydantic import BaseModel, ValidationError, ValidatorFunctionWrapHandler
 
 from langchain_retryrouter import _json
 
@@ -22,6 +24,7 @@ SHORTEST_SECRET: Final = 8
 found in every other word."""
 _CUT: Final = "…"
 _LONGEST_WORD: Final = 16
+_MOST_NAMES: Final = 30  # That a message lists.
 _NO_NUMBER: Final = "Input should be a valid number"
 # Each alternative reads a text once: the texts are of servers.
 _KEY: Final = re.compile(
@@ -36,20 +39,12 @@ _KEY: Final = re.compile(
     # By where they are: the login of a URL, a value of its query, a header.
     r"|(?<=://)[^\s/@:\"']*:[^\s/@\"']+(?=@)"
     r"|(?P<before>[?&](?i:[\w-]*(?:key|token|secret|password|signature|sig))="
-    r"|\b(?i:basic|bearer)\s+(?=[^\s&\"'<>][a-z._~+/-]{0,40}[A-Z0-9]))[^\s&\"'<>]{8,}"
+    # Basic is a word, too: behind it is a text in base64, and not "JavaScript".
+    r"|\b(?i:basic\s+(?=[a-z0-9+/]{12,}={0,2}(?![\w.-]))|bearer\s+)"
+    r"(?=[^\s&\"'<>][a-z._~+/-]{0,40}[A-Z0-9]))[^\s&\"'<>]{8,}"
     # A header that cannot be sent, whose `repr` need not have the key as it is.
     r"|(?P<quote>['\"])(?<=eader value .|ader value b.|ader value: .).*(?P=quote)"
 )
-
-
-def mask(secrets: Iterable[str], error: BaseException) -> None:
-    """Take `secrets` out of an error, its causes and contexts, wherever they print.
-
-    Those shorter than `SHORTEST_SECRET` are not hidden.
-    """
-    long = [one for one in secrets if len(one) >= SHORTEST_SECRET]
-    if long:
-        mask_with(lambda text: redact_text(long, text), error)
 
 
 def mask_with(hide: Callable[[str], str], error: BaseException) -> None:
@@ -136,7 +131,7 @@ def refuse_bool(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
 
 
 def check_number(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """As `refuse_bool`, for fields that never took texts: "1" is no number either."""
+    """As `refuse_bool`, for fields that never took texts: "1" is not a number."""
     if isinstance(value, str):
         raise _refusal(_NO_NUMBER, value)
     return refuse_bool(value, check)
@@ -148,3 +143,34 @@ def _refusal(said: str, value: Any) -> ValueError:
     if is_text and not (len(value) <= _LONGEST_WORD and value.isidentifier()):
         return ValueError(f"{said}, not {value[: SHORTEST_SECRET - 1]!r}{_CUT}")
     return ValueError(f"{said}, not {value!r}")
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not known: which one may be meant."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, 1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known are {', '.join(names)}" if len(names) <= _MOST_NAMES else ""
+
+
+def refuse_unknown(
+    cls: type[BaseModel], given: Iterable[str], advice: Mapping[str, str]
+) -> None:
+    """Refuse the names of arguments that a class does not take.
+
+    Values are not shown, since they may be keys. `advice` says of some names what to
+    do instead.
+
+    Raises:
+        ValueError: One is not known.
+    """
+    fields = cls.model_fields
+    known = {*fields, *(field.alias for field in fields.values() if field.alias)}
+    for name in given:
+        if name in advice:
+            msg = f"{cls.__name__} takes no {name}: {advice[name]}"
+            raise ValueError(msg)
+        if name not in known:
+            msg = f"{cls.__name__} takes no {name!r}{nearest(name, known)}"
+            raise ValueError(msg)

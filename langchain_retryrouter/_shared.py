@@ -209,7 +209,7 @@ class Shareable(OneForAll, Locked):
         """Use the store that was given, if there is one.
 
         Raises:
-            ValueError: It is no store, or this has no name. The value is not shown,
+            ValueError: It is not a store, or this has no name. The value is not shown,
                 since a URL may have a password.
         """
         if store is None:
@@ -771,7 +771,7 @@ NAMES: Final = Operation("names", _LUA_NAMES, _names)
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number, 0 or more; `True` and `False` are none."""
+    """Whether `value` is a finite number, 0 or more; not `True` or `False`."""
     is_real = isinstance(value, int | float) and not isinstance(value, bool)
     return is_real and 0 <= value <= sys.float_info.max
 

@@ -365,22 +365,18 @@ def _cell(value: Any) -> str:
 
 def _breaker_state(facts: dict[str, Any]) -> str:
     colour = {"closed": "green", "open": "red"}.get(facts["state"], "yellow")
-    parts = [f"[{colour}]{_cell(facts['state'])}[/]"]
     until = datetime.now().astimezone() + timedelta(seconds=facts["open_for"])
-    if facts["open_for"]:
-        parts.append(f"for {facts['open_for']:.1f} s, until {until:%H:%M:%S}")
-    if facts["why"]:
-        parts.append(f"because of {_cell(facts['why'])}")
-    if facts["by"]:
-        parts.append(f"by {_cell(facts['by'])}")
-    if facts["paused_for"]:
-        parts.append(f"requests wait for {facts['paused_for']:.1f} s")
-    if facts["prober"]:
-        lease = f"{facts['lease_for']:.1f} s left"
-        parts.append(f"probed by {_cell(facts['prober'])} ({lease})")
-    if facts["votes"]:
-        parts.append(f"votes to open it: {_cell(', '.join(facts['votes']))}")
-    return "\n".join(parts)
+    lease = f"{facts['lease_for']:.1f} s"
+    said = {
+        "open_for": f"for {facts['open_for']:.1f} s, until {until:%H:%M:%S}",
+        "why": f"because of {_cell(facts['why'])}",
+        "by": f"by {_cell(facts['by'])}",
+        "paused_for": f"requests wait for {facts['paused_for']:.1f} s",
+        "prober": f"probed by {_cell(facts['prober'])} ({lease} left)",
+        "votes": f"votes to open it: {_cell(', '.join(facts['votes']))}",
+    }
+    parts = [text for name, text in said.items() if facts[name]]
+    return "\n".join([f"[{colour}]{_cell(facts['state'])}[/]", *parts])
 
 
 # The demo.

@@ -110,7 +110,7 @@ class RetryRouterError(ModelError, RuntimeError):
         route: The name of the model or route that was asked, if known.
         attempts: Requests that were sent for the call.
         delivered: Text that the caller had received when a stream failed.
-        others: The errors of the other routes of the call.
+        others: The errors of the other attempts of the call, in their order.
         raw_message: The answer that was rejected or cut, if there is one.
         attempt_log: All attempts of the call, as in the `response_metadata` of an
             answer; None before the call has ended. `AttemptLog` reads it.
@@ -239,7 +239,7 @@ class MalformedResponseError(ServerError):
 
 
 class RejectedAnswerError(RetryRouterError, OutputParserException):
-    """An answer came that does not fit its schema, or that `accept` did not take."""
+    """An answer came that does not fit its schema, or that `accept` rejected."""
 
     kind = FailureKind.REJECTED
     is_retryable = True
@@ -248,7 +248,7 @@ class RejectedAnswerError(RetryRouterError, OutputParserException):
 
 
 class LengthLimitError(RetryRouterError):
-    """A token limit cut the answer, and `failover_on` says that this is a failure."""
+    """A token limit cut the answer: a tool call, or any if `failover_on` names it."""
 
     kind = FailureKind.LENGTH
 

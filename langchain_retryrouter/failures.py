@@ -37,7 +37,7 @@ class FailureKind(StrEnum):
     MALFORMED = "malformed"
     """A response that is not an answer, such as an HTML page."""
     REJECTED = "rejected"
-    """An answer that does not fit its schema, or that `accept` did not take."""
+    """An answer that does not fit its schema, or that `accept` rejected."""
     LENGTH = "length"
     """An answer that a token limit cut; a failure only if `failover_on` names it."""
     INVALID_REQUEST = "invalid_request"
@@ -57,7 +57,7 @@ class FailureKind(StrEnum):
     SPEND_LIMIT = "spend_limit"
     """There is no money for an attempt: `max_cost`, or a `SpendLimit`."""
     UNKNOWN = "unknown"
-    """An exception that no provider's error is known by."""
+    """An exception that is not recognised as a provider's error."""
 
 
 class FailureAction(StrEnum):
@@ -317,7 +317,7 @@ def classify(
             return kind
     if status_code is None:
         return FailureKind.SERVER_ERROR
-    # What is no HTTP error, such as an unexpected 2xx, is no answer either.
+    # A status that is not an HTTP error, such as an unexpected 2xx, has no answer.
     by_hundreds = _BY_HUNDREDS.get(status_code // 100, FailureKind.MALFORMED)
     return _BY_STATUS.get(status_code, by_hundreds)
 

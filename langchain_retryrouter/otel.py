@@ -45,33 +45,15 @@ __all__ = ["METRICS", "Instrumentation", "instrument"]
 
 # As in semantic-conventions-genai v0.1.0, where all of `gen_ai.*` is "Development".
 _SCOPE: Final = "langchain_retryrouter"
-_OPERATION: Final = "gen_ai.operation.name"
-_PROVIDER: Final = "gen_ai.provider.name"
-_REQUEST_MODEL: Final = "gen_ai.request.model"
 _RESPONSE_MODEL: Final = "gen_ai.response.model"
-_FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
 _INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
 _OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
-_CACHE_READ: Final = "gen_ai.usage.cache_read.input_tokens"
-_CACHE_WRITE: Final = "gen_ai.usage.cache_write.input_tokens"
-_REASONING: Final = "gen_ai.usage.reasoning.output_tokens"
-_MODALITY: Final = "gen_ai.token.modality"
 _ERROR_TYPE: Final = "error.type"
-_STATUS_CODE: Final = "http.response.status_code"
-_RESEND_COUNT: Final = "http.request.resend_count"
 # What the conventions have no name for.
 _ROUTE: Final = "retryrouter.route"
-_ATTEMPT: Final = "retryrouter.attempt"
-_ATTEMPTS: Final = "retryrouter.attempts"
 _OUTCOME: Final = "retryrouter.outcome"
-_MAY_HAVE_RUN: Final = "retryrouter.may_have_run"
 _WAIT: Final = "retryrouter.wait"
-_LIMITER_WAIT: Final = "retryrouter.limiter_wait"
-_COST: Final = "retryrouter.cost"
-_BUDGET: Final = "retryrouter.budget"
 _LIMIT: Final = "retryrouter.limit"
-_LIMIT_KIND: Final = "retryrouter.limit.kind"
-_OWN: Final = "retryrouter."  # Before the names of what events say.
 _EVENTS: Final = {
     "breaker": "retryrouter.breaker_changed",
     "skipped": "retryrouter.route_skipped",
@@ -148,10 +130,10 @@ def _observe(key: str, _options: Any) -> list[metrics.Observation]:
         if key == "breaker" and isinstance(one, CircuitBreaker):
             found = {((_ROUTE, name),): _STATES.index(one.state)}
         elif key == "budget" and isinstance(one, RetryBudget):
-            found = {((_BUDGET, name),): one.tokens}
+            found = {(("retryrouter.budget", name),): one.tokens}
         elif key == "available" and isinstance(one, RateLimit):
-            label = (_LIMIT, name)
-            found = {(label, (_LIMIT_KIND, k)): n for k, n in one.available().items()}
+            for kind, level in one.available().items():
+                found[(_LIMIT, name), ("retryrouter.limit.kind", kind)] = level
         elif key in {"in_flight", "waiting"} and isinstance(one, RateLimit):
             found = {((_LIMIT, name),): getattr(one, key)}
         for labels, level in found.items():
@@ -263,9 +245,9 @@ class _CallTelemetry(CallObserver):
     def _start(self, subject: Subject, number: int) -> trace.Span:
         """The span of a request, with the number of those before it."""
         name, attributes, _, _ = self._shared.model(subject)
-        own: dict[str, Any] = {**attributes, _ATTEMPT: number}
+        own: dict[str, Any] = {**attributes, "retryrouter.attempt": number}
         if self._requests:
-            own[_RESEND_COUNT] = self._requests
+            own["http.request.resend_count"] = self._requests
         self._requests += subject.sends
         kind = trace.SpanKind.CLIENT if subject.sends else trace.SpanKind.INTERNAL
         return self._shared.tracer.start_span(name, self._context, kind, own)
@@ -301,7 +283,7 @@ class _CallTelemetry(CallObserver):
             route = self._shared.bounded(facts["route"])
             self._shared.values.add(event, 1, ((_ROUTE, route),))
         if self._is_recording:
-            found = {f"{_OWN}{name}": value for name, value in facts.items()}
+            found = {f"retryrouter.{name}": value for name, value in facts.items()}
             self._span.add_event(_EVENTS[event], _without_none(found))
 
     def ended(self, error: BaseException | None) -> None:
@@ -327,7 +309,7 @@ class _CallTelemetry(CallObserver):
             found = {
                 **model.attributes,
                 _OUTCOME: outcome,
-                _ATTEMPTS: self._call.attempts,
+                "retryrouter.attempts": self._call.attempts,
                 _ROUTE: self._call.route,
                 _WAIT: self._call.waited or None,
                 _ERROR_TYPE: kind,
@@ -363,20 +345,21 @@ class _CallTelemetry(CallObserver):
         record, shared = attempt.record, self._shared
         if record.outcome == "ok":
             self._served = attempt
-        labels = shared.labels(attempt.subject, record.route, record.outcome)
+        route = (_ROUTE, shared.bounded(record.route))
+        outcome = (_OUTCOME, record.outcome)
+        labels = (*shared.model(attempt.subject).labels, route, outcome)
         shared.record("attempt", record.seconds, labels)
         if record.limiter_wait:
-            waited = ((_ROUTE, shared.bounded(record.route)),)
-            shared.values.add("limiter_wait", record.limiter_wait, waited)
+            shared.values.add("limiter_wait", record.limiter_wait, (route,))
         counts: dict[str, Any] = {}
         if attempt.subject.sends:
             counts = _tokens(attempt.facts.get("usage"))
             for key, name in (("input", _INPUT_TOKENS), ("output", _OUTPUT_TOKENS)):
                 if count := counts.get(name):
-                    of_tokens = (*labels, (_MODALITY, "unknown"))
+                    of_tokens = (*labels, ("gen_ai.token.modality", "unknown"))
                     shared.values.add(key, count, of_tokens)
             if cost := self._call.money_of(record):
-                counts[_COST] = cost
+                counts["retryrouter.cost"] = cost
                 shared.values.add("cost", cost, labels)
         self._close_span(
             attempt, record.outcome, record.failure, attempt.ended_at, counts
@@ -398,16 +381,16 @@ class _CallTelemetry(CallObserver):
             _ROUTE: record.route,
             _OUTCOME: outcome,
             _WAIT: record.wait or None,
-            _LIMITER_WAIT: record.limiter_wait or None,
+            "retryrouter.limiter_wait": record.limiter_wait or None,
             _RESPONSE_MODEL: _text(facts.get("model")),
-            _FINISH_REASONS: [one for one in reasons if one] or None,
+            "gen_ai.response.finish_reasons": [one for one in reasons if one] or None,
             **counts,
         }
         if failure is not None:
             found |= {
                 _ERROR_TYPE: failure.kind.value,
-                _STATUS_CODE: failure.status_code,
-                _MAY_HAVE_RUN: failure.may_have_run,
+                "http.response.status_code": failure.status_code,
+                "retryrouter.may_have_run": failure.may_have_run,
             }
             span.set_status(trace.StatusCode.ERROR, failure.kind.value)
         span.set_attributes(_without_none(found))
@@ -427,9 +410,9 @@ def _without_none(found: dict[str, Any]) -> dict[str, Any]:
 _COUNTS: Final = {
     _INPUT_TOKENS: ("input_tokens",),
     _OUTPUT_TOKENS: ("output_tokens",),
-    _CACHE_READ: ("input_token_details", "cache_read"),
-    _CACHE_WRITE: ("input_token_details", "cache_creation"),
-    _REASONING: ("output_token_details", "reasoning"),
+    "gen_ai.usage.cache_read.input_tokens": ("input_token_details", "cache_read"),
+    "gen_ai.usage.cache_write.input_tokens": ("input_token_details", "cache_creation"),
+    "gen_ai.usage.reasoning.output_tokens": ("output_token_details", "reasoning"),
 }
 
 
@@ -519,18 +502,16 @@ class Instrumentation:
     def _describe(self, subject: Subject) -> _Model:
         operation, name, model, _ = subject
         provider = _PROVIDERS.get(name, name) or _OTHER
-        attributes = {_OPERATION: operation, _PROVIDER: provider}
+        attributes = {
+            "gen_ai.operation.name": operation,
+            "gen_ai.provider.name": provider,
+        }
         if model:
-            attributes[_REQUEST_MODEL] = model
+            attributes["gen_ai.request.model"] = model
         labels = tuple((key, self.bounded(value)) for key, value in attributes.items())
         span_name = f"{operation} {model}" if model else operation
         duration = "embeddings" if operation == "embeddings" else "call"
         return _Model(span_name, attributes, labels, duration)
-
-    def labels(self, subject: Subject, route: str | None, outcome: str) -> Labels:
-        """The labels of an attempt."""
-        own = (_ROUTE, self.bounded(route)), (_OUTCOME, outcome)
-        return self.model(subject).labels + own
 
     def record(self, key: str, value: float, labels: Labels) -> None:
         """Record a value of a histogram."""
@@ -561,13 +542,6 @@ def instrument(
     A call has a span with all its attempts, as a child of the current span, or of the
     span that another instrumentation has for LangChain's run. Each request has a span
     of the kind CLIENT below it, which ends before the wait for the next one.
-
-    Example:
-        ```python
-        from langchain_retryrouter.otel import instrument
-
-        instrument()
-        ```
 
     Args:
         tracer_provider: Where spans go; by default the global one.

@@ -95,15 +95,18 @@ class RetryPolicy:
             at once.
         deadline: Seconds for the whole call with all attempts and waits; None for no
             limit. No wait begins that cannot end in time.
-        attempt_timeout: Seconds for one attempt without a stream. For this and the next
-            two, None is the default of the class: none, but 300, 60 and 60 s in a
-            `RetryRouter`, or if that is less, for a route with others behind it, its
-            share of what is left of the deadline. `math.inf` is no limit.
+        attempt_timeout: Seconds for one attempt without a stream. None: the class's
+            default (`RetryRouter`: 300 s; `EmbeddingsRouter`: 60 s; in both the route's
+            share of the deadline if that is less; otherwise no limit). `math.inf`: no
+            limit.
         failover_after_wait: Seconds: a `RetryRouter` that has another route left does
             not wait longer than this; it asks that route at once. What counts is the
             wait that the server asks for, without the jitter on top.
-        first_token_timeout: Seconds from a stream's request to its first token.
-        stall_timeout: Seconds between two events of a stream after that.
+        first_token_timeout: Seconds from a stream's request to its first token. None:
+            60 s in a `RetryRouter`, or its share of the deadline if that is less;
+            otherwise no limit. `math.inf`: no limit.
+        stall_timeout: Seconds between two events of a stream after that. None: 60 s in
+            a `RetryRouter`, otherwise no limit. `math.inf`: no limit.
         on_retry: Called before the wait for another attempt on the same model. An
             exception that it raises ends the call.
         on_failover: Called instead of `on_retry` if another model or route is next.

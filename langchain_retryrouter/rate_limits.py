@@ -520,7 +520,7 @@ class RateLimit(Shareable):
             now = self._now()
             if retry_after:
                 self._hold(retry_after)
-            # Refusals of what was sent before the last decrease are no news.
+            # Refusals of what was sent before the last decrease say nothing new.
             if not self._has_headers and one.since >= self._slowed:
                 before = min(self._concurrency, self._in_flight)
                 self._concurrency = max(1.0, math.floor(before * _DECREASE))
@@ -788,16 +788,14 @@ class _LangChainLimiter(BaseRateLimiter):
         self._limit = limit
 
     def acquire(self, *, blocking: bool = True) -> bool:
-        limit, size = self._limit, Size()
-        one = limit.reserve(size) if blocking else limit.try_reserve(size)
+        one = self._limit.reserve(Size(), None if blocking else 0)
         if one is not None:
             one.cancelled()  # Its end will not be known.
         return one is not None
 
     async def aacquire(self, *, blocking: bool = True) -> bool:
-        if not blocking:
-            return self.acquire(blocking=False)
-        if (one := await self._limit.areserve(Size())) is not None:
+        one = await self._limit.areserve(Size(), None if blocking else 0)
+        if one is not None:
             one.cancelled()
         return one is not None
 

@@ -200,7 +200,7 @@ class SpendLimit(Shareable):
             return Refusal(0.0, reason=f"{self} is asked for money", is_asked=is_asked)
         left = self._has() - self._spent
         reason = (
-            f"an attempt may cost {price.estimate:.4g}, and {self} has"
+            f"an attempt may cost {price.estimate:.4g}; {self} has only"
             f" {max(0.0, left - self._held):.4g} left"
         )
         wait = self._ends - self._clock.time()

@@ -47,8 +47,7 @@ def scorecard(results: dict[str, dict[str, Seen]]) -> str:
     lines = "".join(f"| {' | '.join(row)} |\n" for row in table)
     return (
         f"{lines}\nEach cell has the grade, the attempts that the primary saw, and the"
-        " seconds of the longest call.\nReasons against a pass:\n\n"
-        + "".join(sorted(reasons))
+        " seconds of the longest call.\nWhy not a pass:\n\n" + "".join(sorted(reasons))
     )
 
 

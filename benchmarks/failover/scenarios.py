@@ -293,8 +293,8 @@ def judge(scenario: Scenario, seen: Seen) -> tuple[Grade, tuple[str, ...]]:
     texts = [c.text for c in seen.calls if c.text is not None and not c.is_whole]
     wrong += [f"called success: {len(text.split())} of 60 words" for text in texts]
     broken = [one for one in scenario.checks if not one.holds(seen)]
-    advice = tuple(f"not so: {one.rule}" for one in broken if not one.is_required)
-    wrong += [f"not so: {one.rule}" for one in broken if one.is_required]
+    advice = tuple(f"failed check: {one.rule}" for one in broken if not one.is_required)
+    wrong += [f"failed check: {one.rule}" for one in broken if one.is_required]
     errors = [call.error for call in seen.calls if call.error is not None]
     if wrong:
         return Grade.FAIL, (*wrong, *advice, *errors[:1])
@@ -302,7 +302,7 @@ def judge(scenario: Scenario, seen: Seen) -> tuple[Grade, tuple[str, ...]]:
         if errors:
             return Grade.SAFE, (f"no answer: {errors[0]}", *advice)
     elif not errors:
-        routed = "answered, where the provider's error is the right end"
+        routed = "answered; the provider's error would be correct"
         return Grade.PARTIAL, (routed, *advice)
     elif scenario.right_error not in errors[0]:
         return Grade.SAFE, (f"another error: {errors[0]}", *advice)

@@ -99,7 +99,7 @@ def bars_table(sections: Sequence[Section]) -> str:
         for section in sections
         for bar in section.bars
     ]
-    return table(["bar", "seen", "promised", ""], rows)
+    return table(["bar", "seen", "aim", ""], rows)
 
 
 def figures_table(section: Section) -> str:

@@ -29,7 +29,7 @@ from pydantic import SecretStr
 from langchain_retryrouter import __version__, _http
 from langchain_retryrouter._gptrouter import http, protocol
 from langchain_retryrouter._gptrouter.protocol import GPT_ROUTER_ERRORS, SDK_KINDS
-from langchain_retryrouter._secrets import mask
+from langchain_retryrouter._providers.errors import hide_secrets
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 from langchain_retryrouter.failures import FailureKind
 
@@ -284,13 +284,13 @@ class GatewayClient(GPTRouterClient):
     def _typed_errors(self, request: http.Request) -> Iterator[None]:
         """Raise exceptions of the HTTP libraries as ours.
 
-        The key is taken out of the texts of both. A failure of the gateway at a body
+        Keys are taken out of the texts of both. A failure of the gateway at a body
         that the public one never accepts is not retried.
         """
         try:
             yield
         except Exception as error:
-            mask([self.api_key], error)
+            hide_secrets(error, [self.api_key])
             typed = error if isinstance(error, RetryRouterError) else _type_error(error)
             if typed is None:
                 raise
@@ -317,7 +317,8 @@ class _EventParser:
 
     def __init__(self) -> None:
         self._parser = _http.SSEParser()
-        self._half = ""  # Of a character that the next update's text ends.
+        # Of characters that the next piece of a text ends, by the text.
+        self._halves: dict[Any, str] = {}
         self.is_over = False
 
     def feed(self, chunk: bytes) -> Iterator[protocol.GatewayEvent]:
@@ -330,7 +331,7 @@ class _EventParser:
                 if event is None:
                     continue
                 # A half is only ever written as an escape, from `\ud800` on.
-                may_be_cut = self._half or b"\\ud" in frame.data.lower()
+                may_be_cut = self._halves or b"\\ud" in frame.data.lower()
                 if may_be_cut and event.event == "update":
                     self._join_halves(event.data)
                 self.is_over = event.event == "end"
@@ -343,12 +344,26 @@ class _EventParser:
 
     def _join_halves(self, update: dict[str, Any]) -> None:
         """Keep half of a character for the next update, unless this is the last."""
-        text = self._half + (update.get("text") or "")
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         low, high = _FIRST_HALVES
-        is_cut = low <= text[-1:] <= high and not update.get("finish_reason")
-        self._half = text[-1:] if is_cut else ""
-        update["text"] = text.removesuffix(self._half)
+        for holder, name, key in _texts_in(update):
+            if not isinstance(holder.get(name), str):
+                continue
+            text = self._halves.pop(key, "") + holder[name]
+            units = text.encode("utf-16", "surrogatepass")
+            text = units.decode("utf-16", "surrogatepass")
+            if low <= text[-1:] <= high and not update.get("finish_reason"):
+                self._halves[key] = text[-1:]
+                text = text[:-1]
+            holder[name] = text
+
+
+def _texts_in(update: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """Where an update may have a piece of a text, and what tells the texts apart."""
+    for name in ("text", *protocol.REASONING):
+        yield update, name, name
+    yield update.get("function_call") or {}, "arguments", "function_call"
+    for call in update.get("tool_calls") or ():
+        yield call.get("function") or {}, "arguments", call.get("index")
 
 
 def _shorter(limit: float | None, other: float | None) -> float | None:
@@ -364,7 +379,6 @@ def _type_error(error: Exception) -> RetryRouterError | None:
     """An exception of an HTTP library as one of ours; None if it is not from there."""
     if isinstance(error, _http.TooLargeError):
         return protocol.malformed(str(error))
-    _http.drop_request_headers(error)
     failure = _http.read_transport_error(error)
     if failure is None:
         return None
@@ -403,7 +417,7 @@ class SDKClient:
         known = _sdk_options(options)
         if is_stream:
             return self._events(known)
-        with _typed_sdk_errors():
+        with _typed_sdk_errors(self._client):
             response: protocol.Response = self._client.generate(
                 is_stream=False, **known
             )
@@ -416,7 +430,7 @@ class SDKClient:
         known = _sdk_options(options)
         if is_stream:
             return self._aevents(known)
-        with _typed_sdk_errors():
+        with _typed_sdk_errors(self._client):
             response: protocol.Response = await self._client.agenerate(
                 is_stream=False, **known
             )
@@ -427,14 +441,14 @@ class SDKClient:
 
         So the end of the body has to do for it; the reader still needs a finish reason.
         """
-        with _typed_sdk_errors():
+        with _typed_sdk_errors(self._client):
             yield from self._client.generate(is_stream=True, **options)
         yield protocol.GatewayEvent(event="end", data={})
 
     async def _aevents(
         self, options: dict[str, Any]
     ) -> AsyncGenerator[protocol.Event, None]:
-        with _typed_sdk_errors():
+        with _typed_sdk_errors(self._client):
             events = await self._client.agenerate(is_stream=True, **options)
             try:
                 async for event in events:
@@ -451,12 +465,13 @@ def _sdk_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _typed_sdk_errors() -> Iterator[None]:
+def _typed_sdk_errors(client: Any) -> Iterator[None]:
     try:
         yield
     except RetryRouterError:
         raise
     except Exception as error:
+        hide_secrets(error, [str(getattr(client, "api_key", ""))])
         kinds = [kind for cls, kind in SDK_KINDS.items() if isinstance(error, cls)]
         if not kinds:
             raise

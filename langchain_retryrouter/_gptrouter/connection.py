@@ -84,7 +84,7 @@ class GatewayConnection(RetriedModel, Serializable):
     """The gateway's key; else `GPT_ROUTER_API_KEY`."""
     max_retries: int = 4
     """Further attempts after the first, 0 for none; short for a `retry_policy` with
-    this number. To give both is an error."""
+    this number. A `retry_policy` with another number is an error."""
     failover: bool = True
     """Whether a retry asks the list's next model first; False keeps the order."""
     request_timeout: float | tuple[float, float] | None = Field(
@@ -118,7 +118,7 @@ class GatewayConnection(RetriedModel, Serializable):
     def _read_arguments(cls, given: dict[str, Any]) -> dict[str, Any]:
         """Arguments under the names of the fields; provider options in `model_kwargs`.
 
-        Errors are no ValueErrors, which pydantic would not raise as they are.
+        Errors are not ValueErrors, which pydantic would not raise as they are.
         """
         provider_options = cls._provider_options()
         fields = cls.model_fields

@@ -57,9 +57,10 @@ _KEEPALIVE: Final = (
 )
 # How long the rest of a body may take that is only read to reuse its connection.
 _DRAIN_SECONDS: Final = 0.25
+_FIRST_FINAL: Final = 200  # Of the statuses; lower ones are interim.
+_LONGEST_HEADER: Final = 65_536  # Bytes.
 # Pythons whose TLS connections stay open if the server does not agree to close them
 # (python/cpython#118960); aiohttp closes them if asked, and warns on other Pythons.
-_LONGEST_HEADER: Final = 65_536  # Bytes.
 _LEAKS_TLS: Final = sys.version_info < (3, 12, 8) or sys.version_info[:3] == (3, 13, 0)
 # aiohttp warns about larger bodies that are given as bytes.
 _LARGE_BODY: Final = 1024 * 1024
@@ -180,6 +181,10 @@ def post(request: Request) -> urllib3.BaseHTTPResponse:
             response.shutdown()
 
     on_abort(interrupt)
+    if response.status < _FIRST_FINAL and response.connection:
+        # http.client takes a 103 for the answer: the next request on the connection
+        # would be given the answer to this one.
+        response.connection.close()
     if request.read != request.read_first and (opened := _socket_of(response)):
         opened.settimeout(request.read)
     if request.read_headers is not None:

@@ -40,6 +40,7 @@ from langchain_core.utils.json import parse_partial_json
 
 from langchain_retryrouter import _json
 from langchain_retryrouter._gptrouter import protocol
+from langchain_retryrouter._providers.finish_reasons import kind_of
 from langchain_retryrouter.errors import UnsupportedOptionError
 from langchain_retryrouter.failures import FailureKind
 
@@ -543,8 +544,7 @@ class CallReader:
                 completed = parse_partial_json(call["function"]["arguments"])
             if not invalid or not isinstance(completed, dict):
                 continue
-            is_short = (finish_reason or "").lower() in {"length", "max_tokens"}
-            kind = FailureKind.LENGTH if is_short else FailureKind.MALFORMED
+            kind = kind_of(finish_reason) or FailureKind.MALFORMED
             name, error = invalid[0]["name"], invalid[0]["error"]
             msg = f"the arguments of {name} are not whole: {error}"
             raise protocol.GPT_ROUTER_ERRORS[kind](msg, code="invalid_tool_call")

@@ -36,6 +36,7 @@ from langchain_retryrouter._gptrouter.connection import (
     GPTRouterModel,
 )
 from langchain_retryrouter._providers import errors as provider_errors
+from langchain_retryrouter._providers.finish_reasons import says_failed
 from langchain_retryrouter._retry.call_log import AttemptRecord, Subject
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
@@ -190,7 +191,7 @@ class ObservedModels:
     warned: set[str] = field(default_factory=set)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy has what is no matter of time: other machines have other clocks."""
+        """A copy has no times of this machine: other machines have other clocks."""
         return type(self), (self.are_chat,)
 
 
@@ -437,7 +438,7 @@ class ModelList:
 
 # --- responses ----------------------------------------------------------------------
 
-_REASONING: Final = ("reasoning_content", "reasoning", "thinking")
+REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 _COUNTS: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
 # More is not a count of tokens, and too large for many a reader.
 _LARGEST_COUNT: Final = 2**63 - 1
@@ -460,8 +461,6 @@ def _well_typed(data: dict[str, Any], types: Mapping[str, type]) -> dict[str, An
 
 # A field that the SDK's type does not have, and that is not dumped if unset.
 _OPTIONAL: Final = Field(exclude_if=lambda value: value is None)
-
-
 _STRICT: Final = ConfigDict(extra="allow", strict=True)
 
 
@@ -592,8 +591,7 @@ def read_answer(
 
 def read_response(data: Mapping[str, Any]) -> GatewayResponse:
     """The answer in a gateway's JSON."""
-    report = None if data.get("choices") else provider_errors.read_event(data)
-    if report is not None:
+    if (report := provider_errors.read_event(data)) is not None:
         raise report.to_error(GPT_ROUTER_ERRORS)
     try:
         response = GatewayResponse.model_validate(data)
@@ -604,7 +602,16 @@ def read_response(data: Mapping[str, Any]) -> GatewayResponse:
     if not response.choices:
         msg = "the gateway's answer has no choices"
         raise malformed(msg, _OK)
+    for choice in response.choices:
+        _check_reason(choice.finish_reason)
     return response
+
+
+def _check_reason(reason: str | None) -> None:
+    """Raise if a provider ended an answer because it failed."""
+    if says_failed(reason):
+        msg = f"the provider ended the answer with finish_reason {reason!r}"
+        raise GPT_ROUTER_ERRORS[FailureKind.SERVER_ERROR](msg)
 
 
 def clean_usage(meta: Any) -> dict[str, Any]:
@@ -630,7 +637,7 @@ def read_count(value: Any) -> int | None:
 
 def read_reasoning(data: Mapping[str, Any]) -> str | None:
     """The model's reasoning in a choice or an update, under any of its names."""
-    for name in _REASONING:
+    for name in REASONING:
         text = data.get(name)
         if text and isinstance(text, str):
             return text
@@ -663,8 +670,8 @@ class GatewayEvent(models.ChunkedGenerationResponse):
 def read_event(data: bytes, frame: bytes) -> GatewayEvent | None:
     """One JSON event of a stream; raises the error that an `error` event reports.
 
-    `frame` is the name of the frame that has it, `message` if it has none. Other frames
-    may be no events, which is None: the last one, `end`, which comes after errors too,
+    `frame` is the name of the frame that has it, `message` if it has none. None for
+    other frames that are not events: the last one, `end`, which comes after errors too,
     or a heartbeat. A heartbeat without a name has no data, or the type `ping`.
     """
     try:
@@ -693,6 +700,8 @@ def read_event(data: bytes, frame: bytes) -> GatewayEvent | None:
         except ValidationError as error:
             msg = f"an update of the stream is not of the protocol: {excerpt(data)!r}"
             raise malformed(msg) from error
+        if failed := event.get("error") or content.get("error"):
+            raise read_error_event({"error": failed})
     metadata: dict[str, Any] = {}
     for name, type_ in _EVENT_METADATA.items():
         if isinstance(value := event.get(name), type_):
@@ -735,9 +744,10 @@ class EventReader:
             # Calls and reasoning are tokens too: the caller is handed them.
             calls = data.get("tool_calls") or data.get("function_call")
             is_token = bool(text or calls or read_reasoning(data))
+            reason: str | None = None
             if "finish_reason" in data:
                 self.is_chat = True
-                self.finish_reason = _text_or_none(data["finish_reason"])
+                _check_reason(reason := _text_or_none(data["finish_reason"]))
                 is_finished = bool(data["finish_reason"])
             elif is_finished := bool(_text_or_none(data.get("model"))):
                 self.model, self.is_chat = data["model"], False
@@ -749,7 +759,7 @@ class EventReader:
                     )
                     raise GPT_ROUTER_ERRORS[FailureKind.INVALID_REQUEST](msg)
             if is_finished or is_token or self._is_finished is None:
-                self._is_finished = is_finished
+                self._is_finished, self.finish_reason = is_finished, reason
             return ChunkInfo(text, is_token)
         if event.event == "end":
             return ChunkInfo(is_end=self._is_finished is not False, is_last=True)
@@ -800,11 +810,7 @@ _NO_MODELS: Final = "no models available"
 # The public gateway's own words in `error` events, compared in lower case, and whether
 # it may have asked a provider before.
 _MESSAGES: Final = (
-    (
-        r"(provider|model) with (name|id) .* does not exist",
-        FailureKind.NOT_FOUND,
-        False,
-    ),
+    (r"\w+ with (?:name|id) .* does not exist", FailureKind.NOT_FOUND, False),
     # Another model of the list may stream; this one never will.
     (r"stream not supported for provider", FailureKind.NOT_FOUND, False),
     (_NO_MODELS, FailureKind.UNAVAILABLE, False),
@@ -830,14 +836,12 @@ _OPAQUE: Final = (500, {"error": "Something went wrong"})
 
 def read_error_event(event: Mapping[str, Any]) -> RetryRouterError:
     """The error that an `error` event reports, classified by its message."""
-    text = "the gateway reported an error without a message"
-    read = functools.partial(
-        provider_errors.read_response,
-        headers=(),
-        body=dict(event),
-        fallback=text,
-        unix_time=SYSTEM_CLOCK.time(),
-    )
+    text, body = "the gateway reported an error without a message", dict(event)
+    now = SYSTEM_CLOCK.time()
+
+    def read(status_code: int | None) -> provider_errors.ErrorReport:
+        return provider_errors.read_response(status_code, (), body, text, unix_time=now)
+
     report, message = read(None), event.get("message")
     if not isinstance(message, str):
         message = report.message
@@ -853,7 +857,7 @@ def read_error_event(event: Mapping[str, Any]) -> RetryRouterError:
         kind=kind,
         message=message,
         status_code=status_code,
-        body=dict(event),
+        body=body,
         may_have_run=may_have_run,
         should_retry=False if words.startswith(_NO_MODELS) else report.should_retry,
     )

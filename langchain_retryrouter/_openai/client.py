@@ -380,7 +380,7 @@ class SDKRequest:
         on_abort(opened.abort)
         return opened
 
-    async def aopen_stream(self, attempt: Attempt) -> AsyncSDKStream:
+    async def aopen_stream(self, attempt: Attempt) -> SDKStream:
         with self._typed_errors(attempt) as errors:
             prepared = self._prepared(attempt, await self._atoken())
             stream = await self._resource.create(**prepared)
@@ -388,7 +388,7 @@ class SDKRequest:
             if _is_document(errors.response):
                 await errors.response.aread()
                 protocol.check_document(errors.response)
-        return AsyncSDKStream(stream, self._request, errors)
+        return SDKStream(stream, self._request, errors)
 
     def _typed_errors(self, attempt: Attempt) -> TypedErrors:
         return TypedErrors(self._settings, self._unix_time, attempt.read_headers)
@@ -461,8 +461,11 @@ def _is_document(response: Any) -> bool:
 # Streams.
 
 
-class _Stream:
-    """What both kinds of streams know: the SDK's stream, and what has been read."""
+class SDKStream:
+    """The events of one attempt's stream, sync or async, as the client is.
+
+    Errors are those of `_openai.errors`.
+    """
 
     def __init__(
         self, stream: Any, request: Mapping[str, Any], errors: TypedErrors
@@ -486,10 +489,6 @@ class _Stream:
         """Whether the rest of the body is worth reading, for the connection."""
         is_open = self._response is not None and not self._response.is_closed
         return is_open and self._reader.is_whole
-
-
-class SDKStream(_Stream):
-    """The events of one attempt's stream; errors are those of `_openai.errors`."""
 
     def __iter__(self) -> Iterator[protocol.ClassifiedChunk]:
         with self._errors:
@@ -519,21 +518,6 @@ class SDKStream(_Stream):
         else:
             _shut_down(self._response)
 
-
-def _shut_down(response: Any) -> None:
-    """Interrupt, from another thread, a read under way; it then raises."""
-    network = response.extensions.get("network_stream")
-    connection = network and network.get_extra_info("socket")
-    if connection is not None and not response.is_closed:
-        with contextlib.suppress(OSError):  # It may be closed by now.
-            # Not the method of an `SSLSocket`, which drops the TLS state that the other
-            # thread reads with.
-            socket.socket.shutdown(connection, socket.SHUT_RDWR)
-
-
-class AsyncSDKStream(_Stream):
-    """Async variant of `SDKStream`."""
-
     async def __aiter__(self) -> AsyncIterator[protocol.ClassifiedChunk]:
         with self._errors:
             async for part in self._parts:
@@ -545,7 +529,7 @@ class AsyncSDKStream(_Stream):
                 yield end
 
     async def aclose(self) -> None:
-        """Release the connection: for another request, if the answer is whole."""
+        """Async variant of `close`."""
         if self._response is None:
             names = [n for n in ("close", "aclose") if hasattr(self._stream, n)]
             closing = getattr(self._stream, names[0])() if names else None
@@ -560,3 +544,14 @@ class AsyncSDKStream(_Stream):
                             pass
         finally:
             await self._response.aclose()
+
+
+def _shut_down(response: Any) -> None:
+    """Interrupt, from another thread, a read under way; it then raises."""
+    network = response.extensions.get("network_stream")
+    connection = network and network.get_extra_info("socket")
+    if connection is not None and not response.is_closed:
+        with contextlib.suppress(OSError):  # It may be closed by now.
+            # Not the method of an `SSLSocket`, which drops the TLS state that the other
+            # thread reads with.
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)

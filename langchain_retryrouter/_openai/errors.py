@@ -17,7 +17,6 @@ import openai
 
 from langchain_retryrouter import errors
 from langchain_retryrouter._providers import errors as reports
-from langchain_retryrouter._secrets import mask
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.failures import FailureKind
 
@@ -61,28 +60,17 @@ OPENAI_ERRORS: Final[errors.ErrorFamily] = {
     )
 }
 # Where the SDK's class for the status is another one than that for the kind.
-_LATE: Final = _sdk_error(
-    errors.APITimeoutError,
-    _SDKFacts,
-    openai.InternalServerError,
-    name="StatusTimeoutError",
-)
-_UNPROCESSABLE: Final = _sdk_error(
-    errors.InvalidRequestError,
-    _SDKFacts,
-    openai.UnprocessableEntityError,
-    name="UnprocessableEntityError",
-)
-
-
-def _classes_for(report: reports.ErrorReport) -> errors.ErrorFamily:
-    kind, status = report.kind, report.status_code or 0
-    if kind is FailureKind.TIMEOUT and status >= HTTPStatus.BAD_REQUEST:
-        return {kind: _LATE}
-    is_unprocessable = status == HTTPStatus.UNPROCESSABLE_ENTITY
-    if kind is FailureKind.INVALID_REQUEST and is_unprocessable:
-        return {kind: _UNPROCESSABLE}
-    return OPENAI_ERRORS
+_STATUS_ERRORS: Final[errors.ErrorFamily] = {
+    ours.kind: _sdk_error(ours, _SDKFacts, sdks, name=name)
+    for name, ours, sdks in (
+        ("StatusTimeoutError", errors.APITimeoutError, openai.InternalServerError),
+        (
+            "UnprocessableEntityError",
+            errors.InvalidRequestError,
+            openai.UnprocessableEntityError,
+        ),
+    )
+}
 
 
 class TypedErrors:
@@ -122,9 +110,9 @@ class TypedErrors:
             raise errors.UnsupportedOptionError(msg) from error
         typed = self._typed(error)
         secrets = set() if self._settings is None else self._settings.secrets
-        mask(secrets, error)
+        reports.hide_secrets(error, secrets)
         if typed is not None and typed is not error:
-            mask(secrets, typed)
+            reports.hide_secrets(typed, secrets)
             raise typed from error
 
     def _typed(self, error: Exception) -> RetryRouterError | None:
@@ -137,7 +125,12 @@ class TypedErrors:
         report = reports.read_exception(error, unix_time=self._unix_time())
         if report is None:
             return None
-        typed = report.to_error(_classes_for(report))
+        status = report.status_code or 0
+        has_own_class = {
+            FailureKind.TIMEOUT: status >= HTTPStatus.BAD_REQUEST,
+            FailureKind.INVALID_REQUEST: status == HTTPStatus.UNPROCESSABLE_ENTITY,
+        }.get(report.kind, False)
+        typed = report.to_error(_STATUS_ERRORS if has_own_class else OPENAI_ERRORS)
         for name in ("request", "response", "param", "type"):
             if (value := reports.safe_getattr(error, name)) is not None:
                 setattr(typed, name, value)

@@ -16,11 +16,12 @@ from typing import Any, Final, NamedTuple, NoReturn
 from langchain_core.outputs import GenerationChunk
 
 from langchain_retryrouter import _json
-from langchain_retryrouter._http import SSEParser
+from langchain_retryrouter._http import ServerSentEvent, SSEParser
 from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 from langchain_retryrouter._providers.errors import read_event
-from langchain_retryrouter._providers.finish_reasons import kind_of
+from langchain_retryrouter._providers.finish_reasons import kind_of, says_failed
 from langchain_retryrouter._retry.streaming import ChunkInfo
+from langchain_retryrouter._shared import require
 from langchain_retryrouter.failures import FailureKind
 
 ATTEMPT_LOG: Final = "retryrouter"
@@ -28,7 +29,6 @@ ATTEMPT_LOG: Final = "retryrouter"
 
 _EXCERPT: Final = 80
 _EVENT_FIELDS: Final = ("data:", "event:", "id:", "retry:", ":")
-_FAILED: Final = (FailureKind.INTERRUPTED, FailureKind.MALFORMED)
 _LARGEST_COUNT: Final = 2**63 - 1
 # Fields that the SDK's objects always have, and answers often leave out.
 _OPTIONAL_FIELDS: Final = {
@@ -71,12 +71,12 @@ def plain(thing: Any) -> Any:
 
 
 def get(thing: Any, name: str) -> Any:
-    """The field `name` of a JSON object; None if `thing` has none, or is none."""
+    """The field `name` of a JSON object; None if `thing` has none, or is not one."""
     return thing.get(name) if isinstance(thing, dict) else None
 
 
 def _choices_of(document: Any) -> list[Any]:
-    """The choices of an answer or chunk, empty if they are no list."""
+    """The choices of an answer or chunk, empty if they are not a list."""
     found = get(document, "choices")
     return [plain(one) for one in found] if isinstance(found, list | tuple) else []
 
@@ -115,9 +115,8 @@ def check_choices(request: Mapping[str, Any], *, streaming: bool) -> None:
     given = {name: request.get(name) for name in ("n", "best_of")}
     n, best_of = (1 if value is None else value for value in given.values())
     for name, value in (("n", n), ("best_of", best_of)):
-        if not isinstance(value, int) or value < 1:
-            msg = f"{name} must be 1 or more, not {value!r}"
-            raise ValueError(msg)
+        is_met = isinstance(value, int) and value >= 1
+        require(name, value, "1 or more", is_met=is_met)
         if streaming and value > 1:
             msg = f"a stream carries one answer, so {name}={value} cannot be streamed"
             raise ValueError(msg)
@@ -130,7 +129,7 @@ def check_choices(request: Mapping[str, Any], *, streaming: bool) -> None:
 
 
 def read_response(response: Any) -> Any:
-    """The JSON in a raw response; its text, if it is none."""
+    """The JSON in a raw response; its text, if it is not JSON."""
     try:
         document = _json.read(response.content)
     except ValueError:
@@ -189,8 +188,7 @@ def _raise_reported(document: Any, event: str = "message") -> None:
     if may_report and (report := read_event(document, event)) is not None:
         raise report.to_error(OPENAI_ERRORS)
     for choice in choices:
-        reason = get(choice, "finish_reason")  # Such as OpenRouter's `error`.
-        if isinstance(reason, str) and kind_of(reason) in _FAILED:
+        if says_failed(reason := get(choice, "finish_reason")):
             message = f"the provider ended the answer with finish_reason {reason!r}"
             raise OPENAI_ERRORS[FailureKind.SERVER_ERROR](message)
 
@@ -277,6 +275,13 @@ def read_answer(answer: Any) -> CompletionResult:
 # Streams.
 
 
+def _is_heartbeat(event: ServerSentEvent) -> bool:
+    """Whether an event only keeps the connection: no data, or no JSON under a name."""
+    data = event.data.strip()
+    is_named = event.kind != b"message" and not data.startswith((b"{", b"["))
+    return event.kind != b"error" and (is_named or not data)
+
+
 class ClassifiedChunk(NamedTuple):
     """A chunk of a stream, and what it means for the stream."""
 
@@ -309,7 +314,8 @@ class StreamReader:
             if event.data.startswith(b"[DONE]"):
                 self.is_done = True
                 return
-            yield self._read(event.data, event.kind)
+            if not _is_heartbeat(event):
+                yield self._read(event.data, event.kind)
 
     def _read(self, data: bytes, event: bytes) -> ClassifiedChunk:
         try:
@@ -486,7 +492,7 @@ class NonText:
 
 
 def add_usage(total: dict[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:
-    """`total` and `usage` added up, at any depth, without what is no count."""
+    """`total` and `usage` added up, at any depth, without what is not a count."""
     added = dict(total)
     for name, count in usage.items():
         before = added.get(name)

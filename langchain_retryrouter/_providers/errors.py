@@ -13,7 +13,7 @@ import ast
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from langchain_retryrouter import _json
 from langchain_retryrouter._http import (
     CLOSED_LOOP,
-    drop_request_headers,
+    hide_request,
     read_transport_error,
 )
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
@@ -168,9 +168,24 @@ def read_exception(
 ) -> ErrorReport | None:
     """Read what an SDK, an HTTP library or an integration raised.
 
-    None if the exception says nothing about a provider. The texts of the exception and
-    of its causes lose `keys`, and those that their requests carried, since a traceback
-    prints them.
+    None if the exception says nothing about a provider. Secrets are taken out of it, as
+    by `hide_secrets`.
+    """
+    report = _read_causes(error, list(_causes(error)), unix_time)
+    hide = hide_secrets(error, keys)
+    if report is None:
+        return None
+    message, body = hide(report.message), rewrite(hide, report.body)
+    return report._replace(message=message, body=body)
+
+
+def hide_secrets(
+    error: BaseException, keys: Iterable[str] = ()
+) -> Callable[[str], str]:
+    """Take secrets out of an exception and its causes, since a traceback prints them.
+
+    They are `keys`, those that the requests carried, and what looks like a key. What
+    takes them out of a text is returned.
     """
     causes = list(_causes(error))
     secrets = {secret for one in causes for secret in _secrets_of(one)}
@@ -180,14 +195,10 @@ def read_exception(
         text = _shorten(text, _LONGEST_TEXT)
         return hide_keys(redact_text(secrets, text))
 
-    report = _read_causes(error, causes, unix_time)
     mask_with(hide, error)
     for one in causes:
-        drop_request_headers(one)
-    if report is None:
-        return None
-    message, body = hide(report.message), rewrite(hide, report.body)
-    return report._replace(message=message, body=body)
+        hide_request(one, hide)
+    return hide
 
 
 def name_failure(
@@ -629,6 +640,10 @@ def _read_answer(error: BaseException, unix_time: float) -> ErrorReport | None:
         return report._replace(message=message, body=dict(response))
     names = {cls.__name__ for cls in type(error).__mro__}
     if names & {"APIConnectionError", "APIResponseValidationError"}:
+        return None
+    below = {cls.__name__ for cls in type(error.__cause__).__mro__}
+    # aiohttp's status 400 is for what is not HTTP, another one is that of a proxy.
+    if "HttpProcessingError" in below or "ClientHttpProxyError" in names:
         return None
     is_sdks = ("APIError" in names and hasattr(error, "body")) or (
         "ResponseError" in names and module.startswith("ollama")

@@ -107,6 +107,12 @@ def kind_of(reason: str | None) -> FailureKind | None:
     return next(found, None)
 
 
+def says_failed(reason: Any) -> bool:
+    """Whether a finish reason, such as OpenRouter's `error`, says a provider failed."""
+    kinds = {FailureKind.INTERRUPTED, FailureKind.MALFORMED}
+    return isinstance(reason, str) and kind_of(reason) in kinds
+
+
 def check_result(result: ChatResult, *, needs_reason: bool) -> list[str | None]:
     """The finish reason of each answer of a model without a stream.
 

@@ -22,7 +22,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from langchain_core.messages import (
     AIMessage,
@@ -37,6 +37,7 @@ from langchain_core.messages import (
 from langchain_retryrouter._providers.integrations import ANY_ID, Reader, family
 
 _Block: TypeAlias = str | dict[Any, Any]
+_M = TypeVar("_M", bound=BaseMessage)
 
 _OWNERS: Final = {
     kind: owner
@@ -134,10 +135,11 @@ def _is_plain(message: BaseMessage) -> bool:
     )
 
 
-def _of_its_version(message: BaseMessage) -> BaseMessage:
+def of_its_version(message: _M) -> _M:
     """A message that says its content is standard blocks only where it is.
 
-    LangChain streams say so of text, and a reader that believes it finds no block.
+    LangChain's streams, and some integrations, say so of text, and a reader that
+    believes it finds no block.
     """
     metadata, content = message.response_metadata, message.content
     if metadata.get("output_version") != "v1" or (
@@ -186,7 +188,7 @@ class _Fitting:
         if _is_plain(message):
             self.fitted.append(message)
             return
-        message = self._with_name(_of_its_version(message))
+        message = self._with_name(of_its_version(message))
         if isinstance(message, AIMessage):
             is_own = _is_own(message, self._model, self._authors)
             answer = self._fit_answer(self._modern(message), is_own=is_own)
@@ -315,7 +317,7 @@ class _Fitting:
         fitted = [self._fit_block(one, calls, is_foreign=is_foreign) for one in blocks]
         kept = [block for block in fitted if block is not None]
         # The legacy form of a call is dropped where the call is in `tool_calls` too.
-        # Private ones, such as ids, are no loss that would tell the user anything.
+        # The loss of private ones, such as ids, would not tell the user anything.
         dropped = {*_OWN_KWARGS, *(["function_call"] if calls else [])}
         kwargs, metadata = message.additional_kwargs, message.response_metadata
         self.left_out.update(dict.fromkeys(n for n in _OWN_KWARGS if kwargs.get(n)))

@@ -586,7 +586,7 @@ _CHOICES: Final = {"required": "any", "any": "any", "auto": "auto", "none": "non
 def read_tool_choice(choice: Any) -> Any:
     """A `tool_choice` of any provider's form as "any", "auto", "none" or a tool's name.
 
-    None if nothing is chosen; what is of no known form is returned as it is.
+    None if nothing is chosen; a value in an unknown form is returned as it is.
     """
     if isinstance(choice, bool):
         return "any" if choice else None

@@ -89,6 +89,7 @@ class _RouteUse:
     is_silent: bool = False  # Its last attempt timed out.
     was_probed: bool = False  # The call has passed its open breaker.
     was_skipped: bool = False  # The attempt log says so.
+    was_full: bool = False  # Its rate limits were; another route was chosen.
 
 
 class CallState(CallLog):
@@ -428,14 +429,17 @@ class CallState(CallLog):
 
     def candidates(self) -> list[int]:
         """The routes that may be asked next, the current one first."""
-        later = () if self._is_last_resort else self._later_open()
-        return [self.position, *later]
+        full = (p for p in range(self.position) if self._uses[p].was_full)
+        earlier = (p for p in full if not (self._is_used_up(p) or self._is_open(p)))
+        others = () if self._is_last_resort else (*earlier, *self._later_open())
+        return [self.position, *others]
 
     def spill_over(self, position: int, reason: str) -> None:
-        """Go on to a later route, since the rate limits of those before are full."""
+        """Go to another route, since the rate limits of those before it are full."""
         for skipped in [one for one in self.candidates() if one < position]:
             self.tell("limited", route=self.routes[skipped].name)
             self._record_skipped(skipped, reason)
+            self._uses[skipped].was_full = True
         self.position = position
 
     def waited_for_limiter(self, seconds: float) -> None:
@@ -497,8 +501,7 @@ class CallState(CallLog):
     def resume(self) -> bool:
         """Whether an interrupted stream may be continued, and on which route."""
         self.decision = None  # What follows may be refused, and breaks nothing off.
-        is_late = self.remaining() <= 0
-        return not is_late and (self.failover() or self._resort() is not None)
+        return self.remaining() > 0 and (self.failover() or self._resort() is not None)
 
     def hedge(self, may_send: Callable[[int], bool]) -> int | None:
         """Begin an attempt on the next open route while the current one goes on.

@@ -16,7 +16,13 @@ from functools import partial
 from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 from langchain_core.rate_limiters import BaseRateLimiter
-from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
+from tenacity import (
+    AsyncRetrying,
+    RetryAction,
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+)
 
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.limits import CallLimits
@@ -150,7 +156,7 @@ class RetryController:
         """Begin the next attempt, when pauses and rate limits admit it.
 
         Each step that is yielded is to be done, and its result to be sent; the last one
-        is the attempt. What observers await before it is no part of its time.
+        is the attempt. What observers await before it does not count in its time.
 
         Raises:
             RetryRouterError: There is none, since the deadline is over or all circuit
@@ -163,8 +169,9 @@ class RetryController:
                 yield self._wait(wait)
             if state.limits is not None or any(self.context.rate_limiters):
                 yield from self._pass_limits()
-            if self._last_error is not None and state.remaining() <= 0:
-                self._stop("the deadline is over")
+            if (self._last_error or self.context.continues) and state.remaining() <= 0:
+                reason = "the deadline is over"
+                self._stop(reason, reason)
             refusal = state.admit(self.context.route())
             if refusal is None:
                 self._turn_at = None
@@ -197,8 +204,8 @@ class RetryController:
         elif wait:
             reason = f"the circuit breaker is open for another {max(0.1, wait):.1f} s"
         else:
-            is_probed = "and another call is trying right now"
-            reason = f"the circuit breaker is half open, {is_probed}"
+            is_probed = "another call is probing the provider"
+            reason = f"the circuit breaker is half open; {is_probed}"
         why = f" ({refusal.why})" if refusal.why else ""
         msg = f"nothing was sent: {reason}{why}"
         raise self.context.errors[kind](msg, retry_after=asked_for, may_have_run=False)
@@ -229,7 +236,7 @@ class RetryController:
             if (limiter := self.context.rate_limiters[state.position]) is not None:
                 acquire = partial(limiter.acquire, blocking=may_block)
                 aacquire = partial(limiter.aacquire, blocking=may_block)
-                has_turn = (yield acquire, aacquire) is not False  # None is no refusal.
+                has_turn = (yield acquire, aacquire) is not False  # None admits.
             if has_turn:
                 state.waited_for_limiter(clock.monotonic() - began)
                 self._turn_at = state.position
@@ -238,7 +245,7 @@ class RetryController:
             if now - since >= policy.failover_after_wait and state.failover():
                 since = now
                 continue
-            reason = "the rate limiter gave no turn"
+            reason = "the rate limiter did not admit the request"
             if may_block:
                 self._stop(reason, reason, FailureKind.RATE_LIMIT)
             remaining = state.remaining()
@@ -340,7 +347,7 @@ class RetryController:
             needs = f", and needs {seconds:.1f} s more" if seconds < math.inf else ""
             waited = f"within {now - began:.1f} s"
             why = (
-                f"the rate limit {limit} gave no turn {waited}{needs};"
+                f"the rate limit {limit} did not admit the request {waited}{needs};"
                 f" the deadline is {state.policy.deadline:g} s"
             )
             state.tell("limited", route=state.next_route)
@@ -389,6 +396,7 @@ class RetryController:
             return None
         state = RetryCallState(retrying, None, (), {})
         state.attempt_number = self.call_state.attempts
+        state.next_action = RetryAction(0.0)
         state.set_exception((type(error), error, error.__traceback__))
         return state
 
@@ -421,7 +429,7 @@ class RetryController:
         error.attempts, error.attempt_log = state.attempts, state.attempt_log()
         error.may_have_run = error.may_have_run or self._may_have_run
         if routes_tried := state.routes_tried():
-            error.add_note(f"asked in turn: {routes_tried}")
+            error.add_note(f"routes tried: {routes_tried}")
         reason = state.decision.reason if isinstance(state.decision, Stop) else ""
         if reason:
             attempts = f"{state.attempts} attempt" + "s" * (state.attempts != 1)
@@ -439,7 +447,7 @@ class RetryController:
         error.attempts = self.call_state.attempts
         error.attempt_log = self.call_state.attempt_log()
         error.add_note(
-            f"not repeated: {len(error.delivered)} characters were delivered"
+            f"not retried: {len(error.delivered)} characters were already delivered"
         )
 
     def _name_route(self, error: RetryRouterError) -> None:

@@ -23,13 +23,13 @@ from langchain_retryrouter._retry.timeouts import (
     ThreadedStream,
     on_abort,
     run_in_worker,
+    take,
 )
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.failures import Failure
 
-_LEAVING = (
-    1.0  # Seconds that the end of a call waits for a loser that is slow to close.
-)
+# Seconds that the end of a call waits for a loser that is slow to close.
+_LEAVING = 1.0
 
 E = TypeVar("E")
 S = TypeVar("S")
@@ -97,7 +97,7 @@ class HedgedSource(_Race[EventSource[E], E]):
         self._start(self.first)
         openings: dict[int, Opening[E]] = {}
         try:
-            openings.update([self._finished.get(timeout=self.after)])
+            openings.update([take(self._finished, self.after)])
         except queue.Empty:
             with self._lock:
                 source = None if self._is_aborted else self.begin()
@@ -106,7 +106,7 @@ class HedgedSource(_Race[EventSource[E], E]):
                         self._start(source)
         streams = len(self._streams)
         while (winner := self._winner(openings, streams)) is None:
-            openings.update([self._finished.get()])
+            openings.update([take(self._finished, None)])
         if len(self._streams) > 1 and not self._is_aborted:
             self._streams[1 - winner].close()
             self._settle(openings, winner)

@@ -40,11 +40,11 @@ _ISO_DATE: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[^\s,]*", re.ASCII
 # "Please try again in 1m2.5s.", "Please retry after 26 seconds.", "wait 5 minutes"
 _AMOUNT: Final = (
     r"\d{1,9}(?:\.\d{1,9})? ?(?:ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?"
-    r"|h|hours?|d|days?)(?![a-z])"
+    r"|h|hrs?|hours?|d|days?)(?![a-z])"
 )
 _WAIT: Final = re.compile(
-    r"\b(?:try again|retry|wait|available|resets?)(?: \w+)??"
-    rf" ((?:{_AMOUNT}(?:,? and |,? )?)+)"
+    r"\b(?:try again|retry|wait|available|resets?)(?: \w+){0,3}?"
+    rf":? ~?((?:{_AMOUNT}(?:,? and |,? )?)+)"
 )
 _HANDED_ON: Final = "llm_provider-"
 _UNIT_SECONDS: Final = {
@@ -55,7 +55,7 @@ _UNIT_SECONDS: Final = {
     "ms": 0.001,
     "mil": 0.001,
 }
-# A longer value is no time but an attack on the parser; one line may hold several.
+# A longer value is not a time but an attack on the parser; one line may hold several.
 _LONGEST_VALUE: Final = 64
 _LONGEST_LINE: Final = 4 * _LONGEST_VALUE
 _LONGEST_SENTENCE: Final = 10_000

@@ -131,7 +131,7 @@ def refuse_given_up() -> None:
 def run_in_worker(work: Callable[[], object]) -> Callable[[], None]:
     """Run `work`, which must not raise, in a daemon thread; the result aborts it.
 
-    It sees the caller's context variables. A `ThreadPoolExecutor` is no use: at exit
+    It sees the caller's context variables. A `ThreadPoolExecutor` will not do: at exit
     the interpreter waits for its threads, also if one hangs in a read.
     """
     job = WorkerJob()
@@ -165,7 +165,7 @@ def _outcome(work: Callable[[], R]) -> Result[R]:
         return None, error
 
 
-def _get(results: queue.SimpleQueue[T], seconds: float | None) -> T:
+def take(results: queue.SimpleQueue[T], seconds: float | None) -> T:
     """The next of `results`, or `queue.Empty` after so many seconds.
 
     Only the main thread hears signals, and it is not woken by one that comes right
@@ -185,7 +185,7 @@ def _receive(results: queue.SimpleQueue[Result[Any]], seconds: float | None) -> 
     if seconds is not None:
         seconds = min(max(0.0, seconds), threading.TIMEOUT_MAX)
     try:
-        result, error = _get(results, seconds)
+        result, error = take(results, seconds)
     except queue.Empty:
         msg = f"no result within {seconds:.3g} s"
         raise TimeLimitError(msg) from None
@@ -365,7 +365,7 @@ def run_bounded(
     try:
         start(at_once)
         while aborts:
-            place, result = _get(ended, None)
+            place, result = take(ended, None)
             del aborts[place]
             has_failed = has_failed or result[1] is not None
             if not has_failed:

@@ -20,7 +20,7 @@ from collections.abc import (
 )
 from operator import attrgetter
 from traceback import clear_frames
-from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeGuard, TypeVar
 
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import AIMessageChunk, BaseMessage
@@ -40,7 +40,6 @@ from langchain_retryrouter._providers.errors import (
 from langchain_retryrouter._providers.finish_reasons import (
     StreamCheck,
     check_result,
-    has_answer,
     reason_in,
 )
 from langchain_retryrouter._providers.history import fit_history, foreign_response_id
@@ -71,6 +70,9 @@ from langchain_retryrouter._router.outcomes import (
     CallersError,
     PrefixFilter,
     RouteAttempt,
+    StreamBlocks,
+    is_more_than_text,
+    kept_apart,
     lead_of,
     whole_message,
     with_info,
@@ -82,7 +84,12 @@ from langchain_retryrouter._router.preflight import (
     skipped_routes,
 )
 from langchain_retryrouter._router.route import in_blocks, rate_limits_of
-from langchain_retryrouter._router.setup import FailoverRule, RouterFields, RouterMemory
+from langchain_retryrouter._router.setup import (
+    FailoverRule,
+    RouterFields,
+    RouterMemory,
+    check_action,
+)
 from langchain_retryrouter.errors import BASE_ERRORS, LengthLimitError, RetryRouterError
 from langchain_retryrouter.failures import FAILURE_ACTIONS, FailureAction, FailureKind
 
@@ -111,7 +118,6 @@ _REJECTED: Final = frozenset(
 )
 """Failures that content of other authors may cause."""
 _MISSES_ITEM: Final = re.compile(r"(?i)\b(?:response|item|container|file)s?\b")
-_MOST_BLOCKS: Final = 1000  # Of one answer.
 # Of a 400 that is about the way in which JSON was asked for.
 _ABOUT_FORMAT: Final = re.compile(
     r"schema|response.?(?:format|mime)|output.?(?:config|format)"
@@ -154,7 +160,8 @@ class FailoverRules:
         for rule in self._rules:
             if callable(rule):
                 if (action := rule(raised)) is not None:
-                    return FailureAction(action)
+                    name = getattr(rule, "__name__", repr(rule))
+                    return check_action(action, f"failover_on: {name}(...)")
                 continue
             for failure, action in rule.items():
                 if isinstance(failure, type) and (
@@ -244,8 +251,7 @@ class RouterCall:
         self.continued: RetryRouterError | None = None  # The last one.
         self._delivered = ""
         self._has_delivered = False
-        self._is_in_blocks = False  # As the attempt that delivers first has them.
-        self._block = (-1, "")  # The last one's index and type.
+        self._blocks: StreamBlocks | None = None  # If the first that delivers has them.
         self._said_more_than_text = False
         self._passes = 0  # How often the stream broke off and was taken up again.
         self._authors = {route.name: route.reader for route in routes}
@@ -391,45 +397,38 @@ class RouterCall:
         if not self._has_delivered:
             self._has_delivered = True
             route = self._routes[self._state.position]
-            self._is_in_blocks = route.model.output_version == "v1"
-        if self._is_in_blocks:
-            self._to_blocks(chunk)
+            if route.model.output_version == "v1":
+                self._blocks = StreamBlocks()
+        if not self._said_more_than_text:
+            self._said_more_than_text = is_more_than_text(chunk)
         message = chunk.message
-        info = chunk.generation_info
-        usage = getattr(message, "usage_metadata", None)
-        if info or usage or message.response_metadata:
-            self._take_facts(message, info)
-        for metadata in (message.response_metadata, info) if self._may_continue else ():
-            if metadata:
-                self._hold_metadata(metadata)
-        if isinstance(message, AIMessageChunk):
-            if message.chunk_position is not None:
-                message.chunk_position = None
-            if not self._said_more_than_text and (
-                message.tool_call_chunks
-                or (not chunk.text.strip() and has_answer(message))
-            ):
-                self._said_more_than_text = True
-            # LangChain joins blocks of the same index, thoughts and even their
-            # signatures: those of an attempt that broke off are kept apart.
-            blocks: Any = message.content if self._passes else ""
-            for block in blocks if type(blocks) is list else ():
-                index = block.get("index") if isinstance(block, dict) else None
-                if isinstance(index, int):
-                    block["index"] = index + self._passes * _MOST_BLOCKS
-                elif index is not None:
-                    block["index"] = f"{index}-{self._passes}"
-        return chunk
+        is_only_text = not (
+            self._blocks
+            or self._passes
+            or chunk.generation_info
+            or message.response_metadata
+            or getattr(message, "usage_metadata", None)
+            or getattr(message, "chunk_position", None)
+        )
+        return chunk if is_only_text else self._rewritten(chunk)
 
-    def _to_blocks(self, chunk: ChatGenerationChunk) -> None:
-        """Give a chunk standard blocks with an index, as LangChain does for a model."""
-        chunk.message = in_blocks(chunk.message)
-        blocks: Any = chunk.message.content
-        for block in blocks:
-            index, kind = self._block
-            if block["type"] != kind:
-                self._block = index, kind = index + 1, block["type"]
-            block.setdefault("index", index)
+    def _rewritten(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk:
+        """A copy of a chunk, since the model may keep its own, and give it again."""
+        message = chunk.message
+        if self._blocks is not None:
+            message = self._blocks.in_blocks(message)
+        metadata = {**message.response_metadata}
+        info = {**(chunk.generation_info or {})}
+        update: dict[str, Any] = {"response_metadata": metadata}
+        if isinstance(message, AIMessageChunk):
+            update["chunk_position"] = None
+        if self._passes:
+            update["content"] = kept_apart(message.content, self._passes)
+        message = message.model_copy(update=update)
+        self._take_facts(message, info)
+        for one in (metadata, info) if self._may_continue else ():
+            self._hold_metadata(one)
+        return chunk.model_copy(update={"message": message, "generation_info": info})
 
     def last_chunk(self) -> ChatGenerationChunk:
         """The router's own last chunk, with the attempt log."""
@@ -699,7 +698,9 @@ class RouterCall:
         if self._needs_whole:
             info = info._replace(is_end=False)  # Its judges have the last word.
         event = StreamEvent(chunk, info)
-        return (*self._released(check), event) if check.held else (event,)
+        if not (check.held or attempt.prefix):
+            return (event,)
+        return (*self._released(check, attempt), event)
 
     @staticmethod
     def _new_check(attempt: RouteAttempt) -> StreamCheck:
@@ -716,9 +717,7 @@ class RouterCall:
             attempt.prefix.end()
         if check.reason is not None:
             attempt.route.learn_reason("stream")
-        events = [*self._released(check), StreamEvent(None, info)]
-        if attempt.prefix is not None and attempt.prefix.facts is not None:
-            events.insert(0, StreamEvent(attempt.prefix.facts, ChunkInfo()))
+        events = [*self._released(check, attempt), StreamEvent(None, info)]
         if not self._needs_whole:
             return events, []
         whole = whole_message(attempt.chunks)
@@ -728,9 +727,11 @@ class RouterCall:
         return events, [(whole, check.reason)]
 
     @staticmethod
-    def _released(check: StreamCheck) -> list[StreamEvent]:
+    def _released(check: StreamCheck, attempt: RouteAttempt) -> list[StreamEvent]:
         """The chunks that were kept back."""
         held, check.held = check.held, []
+        if attempt.prefix is not None:
+            held, attempt.prefix.facts = attempt.prefix.facts + held, []
         return [StreamEvent(chunk, ChunkInfo()) for chunk in held]
 
     # --- attempts ---
@@ -753,7 +754,7 @@ class RouterCall:
         for message, reason in answers:
             self._judge.judge(message, reason, begun)
         if entry is not None:
-            entry.update(result)
+            entry.update()
         return result
 
     def connect(self, _: Attempt) -> EventSource[StreamEvent]:
@@ -768,7 +769,7 @@ class RouterCall:
                 try:
                     route = attempt.route.keyed()
                     refuse_given_up()
-                    chunks = route.stream(attempt.messages, attempt.options)
+                    chunks, entry = route.stream(attempt.messages, attempt.options)
                     with contextlib.ExitStack() as stack:
                         if hasattr(chunks, "close"):  # As a generator has.
                             stack.callback(chunks.close)
@@ -785,6 +786,8 @@ class RouterCall:
             events, answers = self._end(attempt, check)
         for message, reason in answers:
             self._judge.judge(message, reason, attempt)
+        if entry is not None:
+            entry.update()
         yield from events
 
     async def agenerate(self, _: Attempt) -> ChatResult:
@@ -804,7 +807,7 @@ class RouterCall:
         for message, reason in answers:
             await self._judge.ajudge(message, reason, begun)
         if entry is not None:
-            await entry.aupdate(result)
+            await entry.aupdate()
         return result
 
     async def aconnect(self, _: Attempt) -> AEventSource[StreamEvent]:
@@ -821,7 +824,8 @@ class RouterCall:
                 try:
                     with reraise_lost_cancellation():
                         route = await attempt.route.akeyed()
-                        found = await route.astream(attempt.messages, attempt.options)
+                        messages, options = attempt.messages, attempt.options
+                        found, entry = await route.astream(messages, options)
                     chunks = aiter(found)
                     async with contextlib.AsyncExitStack() as stack:
                         if hasattr(chunks, "aclose"):
@@ -840,6 +844,8 @@ class RouterCall:
             events, answers = self._end(attempt, check)
         for message, reason in answers:
             await self._judge.ajudge(message, reason, attempt)
+        if entry is not None:
+            await entry.aupdate()
         for event in events:
             yield event
 
@@ -859,15 +865,22 @@ class _Reported:
     def __exit__(
         self, kind: object, error: BaseException | None, traceback: object
     ) -> None:
-        has_failed = isinstance(error, Exception)
-        self._call.heard(self._attempt, has_failed=has_failed)
+        if not self._is_models(error):
+            self._call.heard(self._attempt)
+            return
+        named = self._call.named(error, self._attempt)
+        # A refusal of the prompt is an answer, and may be a quick one.
+        is_answer = named.kind is FailureKind.CONTENT_FILTER
+        self._call.heard(self._attempt, has_failed=not is_answer)
+        if named is not error:
+            raise named from error
+
+    @staticmethod
+    def _is_models(error: BaseException | None) -> TypeGuard[BaseException]:
+        """Whether the model has raised it, and not this call been cancelled."""
         if isinstance(error, asyncio.CancelledError):
             with contextlib.suppress(RuntimeError):  # In a thread.
                 task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    return  # This call was cancelled, not something in the model.
-        elif not isinstance(error, Exception):
-            return
-        named = self._call.named(error, self._attempt)
-        if named is not error:
-            raise named from error
+                return task is not None and not task.cancelling()
+            return True
+        return isinstance(error, Exception)

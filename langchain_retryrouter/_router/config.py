@@ -8,7 +8,6 @@ its line. A key itself is refused, since files are committed, copied and logged.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import inspect
 import json
@@ -34,6 +33,7 @@ from langchain_retryrouter._secrets import (
     SHORTEST_SECRET,
     has_key,
     hide_keys,
+    nearest,
     redact_text,
     shown,
 )
@@ -67,7 +67,6 @@ _TABLES: Final[Mapping[str, Callable[..., Any]]] = {
     "spend_limit": SpendLimit,
 }
 _ENV: Final = "_env"
-_MOST_NAMES: Final = 30  # That a message lists.
 _SECRET: Final = re.compile(
     r"(?i)(?:^|[_-])(?:(?:api|secret|access|private|subscription)[_-]?keys?|secret|token"
     r"|password|passwd|credentials|authorization|cookie)$|access[_-]key"
@@ -192,11 +191,13 @@ class _Config:
         try:
             yield
         except ValidationError as error:
-            for one in error.errors(include_input=False, include_url=False):
+            for one in error.errors(include_url=False):
                 if one["type"] == "missing" and one["loc"] == ("routes",):
                     continue  # They were left out, since they have problems.
                 here = self.at(place, *one["loc"])
                 text = redact_text(hidden, one["msg"]).removeprefix("Value error, ")
+                if text == one["msg"] and one["type"] != "missing":  # Pydantic's own.
+                    text = f"{text}, not {shown(one['input'])}"
                 if here == place and one["loc"]:
                     text = f"{'.'.join(map(str, one['loc']))}: {text}"
                 self.problem(here, text)
@@ -361,7 +362,9 @@ def from_config(cls: type[_M], source: Source, fields: Mapping[str, Any]) -> _M:
         config.check()
     given = _resolve(config, config.data, cls.model_fields, ())
     for name in given.keys() & fields.keys():
-        config.problem((name,), "is given as an argument, too: leave it out here")
+        config.problem(
+            (name,), "is also given as an argument: remove it from the config"
+        )
     tables = given.pop("routes", None)
     if not isinstance(tables, Sequence) or isinstance(tables, str) or not tables:
         what = "a list of 'provider:model' strings or tables, at least one"
@@ -402,7 +405,7 @@ def _resolve(
         elif name in names:
             given[name] = _resolve_value(config, name, value, here)
         elif plain not in names:
-            advice = _nearest(name, names)
+            advice = nearest(name, names)
             for other, cls in _TABLES.items():
                 if name in inspect.signature(cls).parameters:
                     advice = f"; it belongs into the table {other!r}"
@@ -433,7 +436,7 @@ def _resolve_value(config: _Config, name: str, value: Any, place: Place) -> Any:
         if name == "breaker_settings":
             numbers = CircuitBreakerSettings.__annotations__
             for one in [name for name in value if name not in numbers]:
-                config.problem((*place, one), f"unknown key{_nearest(one, numbers)}")
+                config.problem((*place, one), f"unknown key{nearest(one, numbers)}")
         elif name in _TABLES:
             return _build(config, _TABLES[name], value, place)
     elif name == "options" or (name in _TABLES and value is not None):
@@ -557,7 +560,7 @@ def _build(
         return made
     if unknown := [name for name in table if name not in known]:
         for name in unknown:
-            config.problem((*place, name), f"unknown key{_nearest(name, known)}")
+            config.problem((*place, name), f"unknown key{nearest(name, known)}")
         return None
     needed = [
         name for name in known if parameters[name].default is inspect.Parameter.empty
@@ -582,7 +585,7 @@ def _check_actions(config: _Config, table: Any, place: Place) -> None:
     for kind, action in table.items():
         here = (*place, kind)
         if isinstance(kind, str) and kind not in kinds:
-            config.problem(here, f"no kind of failure{_nearest(kind, kinds)}")
+            config.problem(here, f"unknown kind of failure{nearest(kind, kinds)}")
         if action not in actions:
             what = ", ".join(map(repr, actions))
             config.problem(here, f"must be one of {what}, not {shown(action)}")
@@ -602,7 +605,7 @@ def _check_params(
     for name in params:
         if name not in known and type(model).model_config.get("extra") != "allow":
             what = f"{type(model).__name__} has no such argument"
-            near = _nearest(name, known) or "; what its API takes goes to model_kwargs"
+            near = nearest(name, known) or "; what its API takes goes to model_kwargs"
             config.problem(config.at(place, name), f"{what}{near}")
 
 
@@ -619,7 +622,7 @@ def _variable(config: _Config, name: Any, place: Place) -> Any:
         config.problem(place, f"the environment variable {name} is not set")
     else:  # Without the value, which may be the key itself.
         what = "must be the name of an environment variable, such as 'OPENAI_API_KEY'"
-        config.problem(place, f"{what}, and no variable has the name that is given")
+        config.problem(place, f"{what}; what is given is not shown: it may be a key")
     return ""
 
 
@@ -639,14 +642,6 @@ def _refuse_secrets(config: _Config, value: Any, place: Place) -> None:
                 "a config must not contain keys or passwords: put it into an"
                 f" environment variable, and write {name}_env = {named}",
             )
-
-
-def _nearest(name: Any, known: Iterable[str]) -> str:
-    names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, 1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; known are {', '.join(names)}" if len(names) <= _MOST_NAMES else ""
 
 
 # --- writing --------------------------------------------------------------------------
@@ -675,7 +670,9 @@ def to_config(router: Any) -> dict[str, Any]:
             is_same = _with_variables(config, written, (*place, "options")) == own
             table["options"] = written if is_same else own
             if not _is_data(own):
-                config.problem((*place, "options"), "are not all data")
+                config.problem(
+                    (*place, "options"), "contain values that are not plain data"
+                )
         tables.append(table)
     data["routes"] = tables
     for name, value in data.items():

@@ -184,8 +184,8 @@ class CallCosts:
             left = self._max_cost - sum((*self._costs.values(), *self._lost.values()))
             if price.estimate > left + _ROUNDING:
                 reason = (
-                    f"an attempt may cost {price.estimate:.4g}, and {max(0, left):.4g}"
-                    f" of max_cost={self._max_cost:g} is left"
+                    f"an attempt may cost {price.estimate:.4g}; only"
+                    f" {max(0, left):.4g} of max_cost={self._max_cost:g} is left"
                 )
                 return Refusal(math.inf, reason=reason)
         reserved: list[SpendReservation] = []

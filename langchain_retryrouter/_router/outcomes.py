@@ -11,7 +11,7 @@ import contextlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Final, TypeVar, cast
 
 from langchain_core.messages import (
     AIMessage,
@@ -24,9 +24,9 @@ from langchain_core.messages import (
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.outputs.chat_generation import merge_chat_generation_chunks
 
-from langchain_retryrouter._providers.finish_reasons import kind_of
+from langchain_retryrouter._providers.finish_reasons import has_answer, kind_of
 from langchain_retryrouter._retry.timeouts import reraise_lost_cancellation
-from langchain_retryrouter._router.route import Accept, Route
+from langchain_retryrouter._router.route import Accept, Route, in_blocks
 from langchain_retryrouter.errors import (
     BASE_ERRORS,
     LengthLimitError,
@@ -34,6 +34,9 @@ from langchain_retryrouter.errors import (
     RetryRouterError,
 )
 from langchain_retryrouter.failures import FailureKind
+
+_M = TypeVar("_M", bound=BaseMessage)
+_MOST_BLOCKS: Final = 1000  # Of one answer.
 
 
 @dataclass(slots=True)
@@ -187,7 +190,7 @@ class CallersError(Exception):
 
 @contextlib.contextmanager
 def _callers_own() -> Iterator[None]:
-    """Let an error of ours that the caller's function raises pass: it is no route's."""
+    """Let an error of ours that the caller's function raises pass: no route's fault."""
     try:
         yield
     except RetryRouterError as error:
@@ -202,44 +205,54 @@ class PrefixFilter:
 
     def __init__(self, delivered: str, *, is_optional: bool = False) -> None:
         """After `delivered`; with `is_optional` the answer may begin behind it, too."""
-        self.facts: ChatGenerationChunk | None = None
+        self.facts: list[ChatGenerationChunk] = []
         self._missing = delivered
         self._taken = ""
         self._is_optional = is_optional
 
     def strip(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk | None:
-        """What of `chunk` is new, if anything, with the `facts` of those before it."""
-        if self._missing:
-            rest = self._rest_of(chunk.text)
-            chunk.message.content = chunk.text = rest
-            if not rest:
-                self._keep_facts(chunk)
-                return None
-        if self.facts is not None:
-            chunk, self.facts = self.facts + chunk, None
-        return chunk
+        """What of `chunk` is new, if anything; its `facts` are kept otherwise."""
+        if not self._missing:
+            return chunk
+        rest, is_more = self._rest_of(chunk.text), is_more_than_text(chunk)
+        if is_more and self._missing:  # No more text comes before a call.
+            rest = self._begun_behind()
+        if not (rest or is_more):
+            self._keep_facts(chunk)
+            return None
+        if rest == chunk.text:
+            return chunk
+        message = chunk.message.model_copy(update={"content": rest})
+        return chunk.model_copy(update={"message": message, "text": rest})
 
     def _rest_of(self, text: str) -> str:
         common = min(len(text), len(self._missing))
-        if text[:common] == self._missing[:common]:
-            self._missing = self._missing[common:]
-            self._taken += text[:common]
-            return text[common:]
+        if text[:common] != self._missing[:common]:
+            return self._begun_behind() + text
+        self._missing = self._missing[common:]
+        self._taken += text[:common]
+        return text[common:]
+
+    def _begun_behind(self) -> str:
+        """What was taken of an answer that seemed to repeat the text, and did not."""
         if not self._is_optional:
             raise self._another_answer()
-        self._missing = ""  # It began behind the text that it seemed to repeat.
-        return self._taken + text
+        self._missing = ""
+        return self._taken
 
     def _keep_facts(self, chunk: ChatGenerationChunk) -> None:
         """Keep what a known chunk says of the answer, such as its usage."""
         message, info = chunk.message, chunk.generation_info
+        usage = getattr(message, "usage_metadata", None)
+        if not (info or usage or message.response_metadata):
+            return
+        metadata = message.response_metadata
         facts = AIMessageChunk(
-            content="",
-            response_metadata=message.response_metadata,
-            usage_metadata=getattr(message, "usage_metadata", None),
+            content="", response_metadata=metadata, usage_metadata=usage
         )
-        one = ChatGenerationChunk(message=facts, generation_info=info)
-        self.facts = one if self.facts is None else self.facts + one
+        new = ChatGenerationChunk(message=facts, generation_info=info)
+        if usage or new not in self.facts:  # Integrations repeat some with each chunk.
+            self.facts.append(new)
 
     def end(self) -> None:
         """The second answer is over, which is an error if it is shorter."""
@@ -249,6 +262,47 @@ class PrefixFilter:
     def _another_answer(self) -> RetryRouterError:
         msg = "another attempt gave another answer, which cannot be continued"
         return BASE_ERRORS[FailureKind.INTERRUPTED](msg, should_retry=False)
+
+
+class StreamBlocks:
+    """Gives the chunks of a stream standard blocks with an index, as LangChain does."""
+
+    def __init__(self) -> None:
+        self._index, self._kind = -1, ""  # Those of the last block.
+
+    def in_blocks(self, message: _M) -> _M:
+        """The message of a chunk in standard blocks."""
+        message = in_blocks(message)
+        blocks: Any = [{**block} for block in cast("list[Any]", message.content)]
+        for block in blocks:
+            if block["type"] != self._kind:
+                self._index, self._kind = self._index + 1, block["type"]
+            block.setdefault("index", self._index)
+        return message.model_copy(update={"content": blocks})
+
+
+def kept_apart(content: Any, passes: int) -> Any:
+    """Content whose blocks have indexes that those before so many passes had not.
+
+    LangChain joins blocks of the same index, thoughts and even their signatures.
+    """
+
+    def with_index(block: Any) -> Any:
+        index = block.get("index") if isinstance(block, dict) else None
+        if index is None:
+            return block
+        is_number = isinstance(index, int)
+        new = index + passes * _MOST_BLOCKS if is_number else f"{index}-{passes}"
+        return {**block, "index": new}
+
+    return list(map(with_index, content)) if isinstance(content, list) else content
+
+
+def is_more_than_text(chunk: ChatGenerationChunk) -> bool:
+    """Whether a chunk has a part of a tool call, an image, or the like."""
+    message = chunk.message
+    is_call = bool(getattr(message, "tool_call_chunks", ()))
+    return is_call or (not chunk.text.strip() and has_answer(message))
 
 
 def whole_message(chunks: list[ChatGenerationChunk]) -> BaseMessage:
@@ -290,5 +344,7 @@ def with_others(
     lead.others = tuple(others.values())
     for other in lead.others:
         route = f"{other.route}: " if other.route else ""
-        lead.add_note(f"{route}{type(other).__name__}: {other.message}")
+        note = f"{route}{type(other).__name__}: {other.message}"
+        if note not in getattr(lead, "__notes__", ()):
+            lead.add_note(note)
     return lead

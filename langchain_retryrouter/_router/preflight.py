@@ -25,7 +25,7 @@ from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_retryrouter._providers.history import fit_history
 from langchain_retryrouter._retry.timeouts import run_with_timeout
 from langchain_retryrouter._router.route import Route
-from langchain_retryrouter._shared import is_number
+from langchain_retryrouter._shared import is_number, require
 from langchain_retryrouter.errors import ContextLengthError
 from langchain_retryrouter.failures import FailureAction, FailureKind, is_retryable
 from langchain_retryrouter.policy import RetryPolicy
@@ -108,10 +108,10 @@ def _canonical(content: Any) -> str:
 _MARGIN: Final = 1.1  # A count that is 10 % above the limit leaves no doubt.
 # Every tokenizer in use splits at these places at least, so pieces are a lower bound.
 # A Chinese, Japanese or Korean token has seldom more than three characters. The vowel
-# signs of Hindi or Thai are no `\w`, and belong to their words.
+# signs of Hindi or Thai are not `\w`, but belong to their words.
 _PIECE: Final = re.compile(r"[\u2e80-\uffff]{1,3}|[\w\x80-\u2e7f]+|[^\w\s]+")
 _BYTES: Final = 6  # Few texts have more bytes a token.
-_LONG: Final = 24  # A longer piece is no word of most languages.
+_LONG: Final = 24  # Few languages have longer words.
 _LONG_TOKEN: Final = 8
 _MEDIA: Final = ("image", "audio", "video", "pdf")  # As in a profile's `image_inputs`.
 _TELLS_KIND: Final = ("mime_type", "media_type", "file_data", "data", "filename")
@@ -305,8 +305,8 @@ class RoutingWorstCase:
         routes: Each route's share, in the router's order.
         requests: Requests sent in all.
         waited: Seconds waited between them in all.
-        seconds: Seconds until the caller has an answer or an error; None if nothing
-            limits a single attempt.
+        seconds: Seconds until the caller has an answer or an error, without a stream;
+            None if nothing limits a single attempt.
         first_token: Seconds until a stream's first token or an error; None if nothing
             limits it.
         silent_route: Seconds that the first route costs a call without a stream if it
@@ -347,7 +347,7 @@ class RoutingWorstCase:
             lines.append("  ".join([name.ljust(first), *cells, remark]).rstrip())
         lines.append("")
         for what, seconds in (
-            ("an answer or an error", self.seconds),
+            ("an answer or an error, without a stream", self.seconds),
             ("a stream's first token", self.first_token),
             ("a silent route is left, without a stream", self.silent_route),
             ("a stream that falls silent is left", self.silent_stream),
@@ -376,17 +376,15 @@ def worst_case(
 ) -> RoutingWorstCase:
     """What a call costs at most; see `RetryRouter.explain`.
 
-    These are bounds: no call goes beyond them, and few come near. Retries of a model's
-    own are counted as far as they are known.
+    These are bounds: few calls come near. Waits for a rate limit, and for a pause that
+    a server asked of an earlier call, come on top. Retries of a model's own are counted
+    as far as they are known.
     """
     has_tokens = any(value is not None for value in tokens.values())
     for name, value in tokens.items() if has_tokens else ():
-        if not is_number(value):
-            msg = (
-                f"{name} must be a number of tokens, 0 or more, not {value!r}; the"
-                " money needs both counts"
-            )
-            raise ValueError(msg)
+        allowed, is_met = "a number of tokens, 0 or more", is_number(value)
+        advice = "; the money needs both counts"
+        require(name, value, allowed, is_met=is_met, advice=advice)
     effects = dict(after)
     for kind, action in after.items():
         is_retried = policy.max_retries > 0 and is_retryable(kind)
@@ -424,10 +422,14 @@ def worst_case(
     total = sum(sums) if len(sums) == len(costs) else None
     if max_cost is not None:
         total = max_cost if total is None else min(total, max_cost)
-    first_token = policy.deadline
-    if policy.first_token_timeout is not None and stream_recovery != "buffer":
-        on_route = attempts * policy.first_token_timeout + between
-        first_token = min(most, len(costs) * on_route)
+
+    def within(limit: float | None) -> float | None:
+        """Seconds for all attempts, of which each ends after `limit` seconds."""
+        if limit is None:
+            return policy.deadline
+        return min(most, len(costs) * (attempts * limit + between))
+
+    is_whole = stream_recovery == "buffer"
     silent_route = policy.attempt_timeout
     if silent_route is not None:
         silent_route = min(most, silent_route)
@@ -439,8 +441,8 @@ def worst_case(
         routes=tuple(costs),
         requests=sum(cost.requests for cost in costs),
         waited=min(most, sum(cost.waited for cost in costs)),
-        seconds=policy.deadline,
-        first_token=first_token,
+        seconds=within(policy.attempt_timeout),
+        first_token=within(None if is_whole else policy.first_token_timeout),
         silent_route=silent_route,
         silent_stream=policy.deadline if stall is None else min(most, stall),
         money=total,

@@ -14,19 +14,20 @@ import contextlib
 import functools
 import inspect
 import itertools
+import logging
 from collections.abc import (
-    AsyncGenerator,
+    AsyncIterator,
     Awaitable,
     Callable,
-    Generator,
     Hashable,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar, cast
+from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar
 
 from langchain_core.caches import BaseCache
 from langchain_core.globals import get_llm_cache
@@ -56,6 +57,7 @@ from pydantic import (
 )
 
 from langchain_retryrouter._prices import FixedPrices, Prices, listed_prices
+from langchain_retryrouter._providers.history import of_its_version
 from langchain_retryrouter._providers.integrations import (
     INTEGRATIONS,
     TOKEN_LIMITS,
@@ -89,10 +91,13 @@ from langchain_retryrouter.circuit_breaker import CircuitBreaker
 from langchain_retryrouter.rate_limits import RateLimit, Size, approximate_tokens
 from langchain_retryrouter.spend_limits import SpendLimit
 
+logger = logging.getLogger(__name__)
+
 _CALLBACKS_WARNING: Final = (
     "has callbacks, which are not called, since the run that handlers see is the"
     " router's: give them to the router"
 )
+_NOT_CACHED: Final = "An answer could not be kept in the cache"
 _M = TypeVar("_M", bound=BaseMessage)
 # Cached properties of a route that follow from its fields.
 _READ: Final = ("reader", "prices", "subject", "_address", "is_own", "scope")
@@ -158,7 +163,7 @@ class Route(Serializable):
             LangChain's integrations, and learned from the first answer that names one.
             Set it to False for a server that never sends one: then the end of its
             stream counts as the end of the answer, also where the stream was cut.
-        accept: Judges this route's answers, before the router's `accept`, which see.
+        accept: Judges this route's answers, before `RetryRouter.accept` does.
         api_key_function: A function that returns the key, called for each
             request; see `pool`.
         pool_id: What the routes that `pool` makes have in common.
@@ -627,52 +632,52 @@ class Route(Serializable):
         self, messages: list[BaseMessage], options: dict[str, Any]
     ) -> tuple[ChatResult, CacheEntry | None]:
         """The model's answer, or its cache's, and where a good one is to be kept."""
-        entry = self._cache_entry(messages, options)
-        if entry is not None and (hit := entry.cache.lookup(*entry.key)) is not None:
+        place = self._place_in_cache(messages, options)
+        if place is not None and (hit := place[0].lookup(*place[1])) is not None:
             return ChatResult(generations=_copied(hit, is_free=True)), None
         if self._streaming is True and self._can_stream(options, is_async=False):
-            result = generate_from_stream(self.stream(messages, options))
+            chunks, _ = self.stream(messages, options)
+            result = generate_from_stream(chunks)
         else:
             result = self.model._generate(messages, **options)  # noqa: SLF001
         self._convert(result)
-        return result, entry
+        return result, None if place is None else CacheEntry(*place, result)
 
     async def agenerate(
         self, messages: list[BaseMessage], options: dict[str, Any]
     ) -> tuple[ChatResult, CacheEntry | None]:
         """Async variant of `generate`."""
-        entry = self._cache_entry(messages, options)
-        if entry is not None:
-            hit = await entry.cache.alookup(*entry.key)
-            if hit is not None:
-                return ChatResult(generations=_copied(hit, is_free=True)), None
+        place = self._place_in_cache(messages, options)
+        if place is not None and (hit := await place[0].alookup(*place[1])) is not None:
+            return ChatResult(generations=_copied(hit, is_free=True)), None
         if self._streaming is True and self._can_stream(options, is_async=True):
-            chunks = await self.astream(messages, options)
+            chunks, _ = await self.astream(messages, options)
             result = await agenerate_from_stream(chunks)
         else:
             result = await self.model._agenerate(messages, **options)  # noqa: SLF001
         self._convert(result)
-        return result, entry
+        return result, None if place is None else CacheEntry(*place, result)
 
     def stream(
         self, messages: list[BaseMessage], options: dict[str, Any]
-    ) -> Generator[ChatGenerationChunk, None, None]:
-        """The chunks of the answer; a single one from a model without streams."""
+    ) -> tuple[Iterator[ChatGenerationChunk], CacheEntry | None]:
+        """The chunks of the answer; a single one from a model without streams.
+
+        That one's answer may be kept, as by `generate`.
+        """
         if not self._can_stream(options, is_async=False):
-            result, _ = self.generate(messages, options)
-            return _chunks_of(result)
-        streamed = self.model._stream(messages, **options)  # noqa: SLF001
-        return cast("Generator[ChatGenerationChunk, None, None]", streamed)
+            result, entry = self.generate(messages, options)
+            return _chunks_of(result), entry
+        return self.model._stream(messages, **options), None  # noqa: SLF001
 
     async def astream(
         self, messages: list[BaseMessage], options: dict[str, Any]
-    ) -> AsyncGenerator[ChatGenerationChunk, None]:
+    ) -> tuple[AsyncIterator[ChatGenerationChunk], CacheEntry | None]:
         """Async variant of `stream`."""
         if not self._can_stream(options, is_async=True):
-            result, _ = await self.agenerate(messages, options)
-            return _achunks_of(result)
-        streamed = self.model._astream(messages, **options)  # noqa: SLF001
-        return cast("AsyncGenerator[ChatGenerationChunk, None]", streamed)
+            result, entry = await self.agenerate(messages, options)
+            return _achunks_of(result), entry
+        return self.model._astream(messages, **options), None  # noqa: SLF001
 
     def _can_stream(self, options: dict[str, Any], *, is_async: bool) -> bool:
         """Whether the model has streams and nothing switches them off."""
@@ -703,44 +708,45 @@ class Route(Serializable):
             for generation in result.generations:
                 generation.message = in_blocks(generation.message)
 
-    def _cache_entry(
+    def _place_in_cache(
         self, messages: list[BaseMessage], options: dict[str, Any]
-    ) -> CacheEntry | None:
-        """The model's cache, and where it keeps the answer to a request."""
+    ) -> tuple[BaseCache, tuple[str, str]] | None:
+        """The model's cache, and the key of the answer to a request."""
         own = self.model.cache
         cache = own if isinstance(own, BaseCache) else get_llm_cache()
         if cache is None or own is False:
             return None
         prompt = dumps([m.model_copy(update={"id": None}) for m in messages])
-        return CacheEntry(cache, (prompt, dumps([self.identity, options])))
+        return cache, (prompt, dumps([self.identity, options]))
 
 
 class CacheEntry(NamedTuple):
-    """Where a cache keeps the answer to a request."""
+    """An answer that a cache is to keep, if it is found to be good."""
 
     cache: BaseCache
     key: tuple[str, str]
+    result: ChatResult
 
-    def update(self, result: ChatResult) -> None:
-        """Keep an answer that was found to be good."""
-        self.cache.update(*self.key, _copied(result.generations))
+    def update(self) -> None:
+        """Keep it; the caller gets the answer also if the cache cannot."""
+        try:
+            self.cache.update(*self.key, _copied(self.result.generations))
+        except Exception:
+            logger.warning(_NOT_CACHED, exc_info=True)
 
-    async def aupdate(self, result: ChatResult) -> None:
+    async def aupdate(self) -> None:
         """Async variant of `update`."""
-        await self.cache.aupdate(*self.key, _copied(result.generations))
+        try:
+            await self.cache.aupdate(*self.key, _copied(self.result.generations))
+        except Exception:
+            logger.warning(_NOT_CACHED, exc_info=True)
 
 
 def in_blocks(message: _M) -> _M:
     """A message whose content is LangChain's standard blocks, as of a v1 model."""
-    metadata = message.response_metadata
-    if isinstance(message.content, str) and "output_version" in metadata:
-        # Some integrations say so of text, and LangChain would not translate it.
-        metadata = {k: v for k, v in metadata.items() if k != "output_version"}
-        message = message.model_copy(update={"response_metadata": metadata})
-    update = {
-        "content": message.content_blocks,
-        "response_metadata": {**metadata, "output_version": "v1"},
-    }
+    message = of_its_version(message)
+    metadata = {**message.response_metadata, "output_version": "v1"}
+    update = {"content": message.content_blocks, "response_metadata": metadata}
     return message.model_copy(update=update)
 
 
@@ -774,12 +780,16 @@ def _is_strict(bound: Any) -> bool:
 def _copied(
     generations: Sequence[Generation], *, is_free: bool = False
 ) -> list[ChatGeneration]:
-    """Generations of a cache with metadata of their own, which the router adds to."""
+    """Generations of a cache with metadata of their own, which the router adds to.
+
+    Without the attempt log of a model of our own: what was sent then is not sent again.
+    """
     copies = []
     for generation in generations:
         if isinstance(generation, ChatGeneration):
             message = generation.message.model_copy()
             message.response_metadata = dict(message.response_metadata)
+            message.response_metadata.pop("retryrouter", None)
             if is_free and isinstance(message, AIMessage) and message.usage_metadata:
                 # As langchain-core's own: an answer of a cache costs nothing.
                 free: Any = {**message.usage_metadata, "total_cost": 0}
@@ -790,12 +800,12 @@ def _copied(
     return copies
 
 
-async def _achunks_of(result: ChatResult) -> AsyncGenerator[ChatGenerationChunk, None]:
+async def _achunks_of(result: ChatResult) -> AsyncIterator[ChatGenerationChunk]:
     for chunk in _chunks_of(result):
         yield chunk
 
 
-def _chunks_of(result: ChatResult) -> Generator[ChatGenerationChunk, None, None]:
+def _chunks_of(result: ChatResult) -> Iterator[ChatGenerationChunk]:
     """A whole answer in the form of a stream."""
     for generation in result.generations[:1]:
         fields = generation.message.model_dump(exclude={"type"})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
 from langchain_retryrouter._providers.integrations import credentials_of, endpoint_of
@@ -22,7 +22,8 @@ from langchain_retryrouter._router.route import (
     router_scope,
 )
 from langchain_retryrouter._router.strategies import RouteOrder
-from langchain_retryrouter._secrets import shown
+from langchain_retryrouter._secrets import nearest, shown
+from langchain_retryrouter._shared import require
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
 from langchain_retryrouter.failures import FailureAction, FailureKind
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy
@@ -151,6 +152,52 @@ def breaker_settings(value: Any) -> CircuitBreakerSettings | None:
     return settings
 
 
+def check_rules(value: Any) -> Any:
+    """Check `failover_on`; pydantic's error would have a line for each branch.
+
+    Raises:
+        ValueError: A rule is not one, or an action has another name.
+    """
+    for rule in value if isinstance(value, list | tuple) else [value]:
+        if advice := _advice_on(rule):
+            msg = f"failover_on {advice}"
+            raise ValueError(msg)
+        for what, action in rule.items() if isinstance(rule, Mapping) else ():
+            check_action(action, f"failover_on[{what!r}]")
+    return value
+
+
+def _advice_on(rule: Any) -> str | None:
+    """What is wrong with one rule, but for its actions."""
+    if isinstance(rule, type):
+        name = rule.__name__
+        return f"needs an action for {name}: {{{name}: 'failover'}}"
+    if not isinstance(rule, Mapping):
+        return (
+            None
+            if callable(rule)
+            else (
+                "must be a mapping such as {'timeout': 'raise'}, a function of the"
+                f" exception, or a list of these, not {shown(rule)}"
+            )
+        )
+    kinds = [kind.value for kind in FailureKind]
+    for what in rule:
+        is_class = isinstance(what, type) and issubclass(what, Exception)
+        if not is_class and what not in kinds:
+            advice = nearest(what, kinds)
+            return f"takes kinds of failures and exceptions, not {what!r}{advice}"
+    return None
+
+
+def check_action(action: Any, name: str) -> FailureAction:
+    """The action that a caller gave under this name, or a ValueError."""
+    actions = [one.value for one in FailureAction]
+    allowed = f"one of {', '.join(map(repr, actions))}"
+    require(name, action, allowed, is_met=action in actions)
+    return FailureAction(action)
+
+
 def distinct(names: Sequence[str]) -> list[str]:
     """Names of routes, with a number after those that are there already."""
     found: list[str] = []
@@ -229,7 +276,7 @@ def bound_routes(
         raise type(errors[0])("; ".join(map(str, errors))) from errors[0]
     for route in bound:
         if route.unfit:
-            memory.warn_once(f"{route.unfit}: it is not asked")
+            memory.warn_once(f"{route.unfit}; this route is skipped")
         elif route.ignored:
             model = type(route.model).__name__
             text = f"route {route.name!r} ignores {route.ignored}: so does {model}"

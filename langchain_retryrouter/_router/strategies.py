@@ -17,10 +17,10 @@ from typing import Any, Final
 
 from langchain_retryrouter._retry.clock import new_rng
 from langchain_retryrouter._router.route import Route
-from langchain_retryrouter._shared import Locked, OneForAll
+from langchain_retryrouter._shared import Locked, OneForAll, require
 
 _MEMORY: Final = 60.0
-_FAILED: Final = 2.0  # Times the slowest of the other routes.
+_FAILED: Final = 2.0  # Times the slowest of the routes' latest answers.
 # As long as providers keep a prompt in their caches at most, unless they are paid for.
 _MOVED_FOR: Final = 3_600.0
 _MOST_MOVED: Final = 10_000
@@ -97,6 +97,7 @@ class _LeastLatency(Strategy):
         super().__init__(weights, seed)
         self._costs = [0.0] * self._count
         self._stamps = [0.0] * self._count
+        self._answered = [0.0] * self._count  # Seconds of the latest answers.
 
     def order(self, now: float) -> list[int]:
         with self._lock:
@@ -120,9 +121,12 @@ class _LeastLatency(Strategy):
     ) -> None:
         with self._lock:
             left = self._left(route, now)
-            if has_failed:  # A quick failure is no quick answer: it counts as slow.
-                others = (c for place, c in enumerate(self._costs) if place != route)
-                seconds = max(seconds, _FAILED * max(others, default=0.0))
+            if has_failed:
+                # A quick failure is not a quick answer: it counts as slow. Not by the
+                # estimates: those of routes that fail in turn would double each time.
+                seconds = max(seconds, _FAILED * max(self._answered))
+            else:
+                self._answered[route] = seconds
             faded = self._costs[route] * left
             self._costs[route] = (
                 seconds if seconds > faded else faded + seconds * (1.0 - left)
@@ -184,9 +188,8 @@ class RouteOrder(OneForAll, Locked):
         )
         self._routes = routes
         weights = [route.weight for route in routes]
-        if strategy == "weighted" and not any(weights):
-            msg = f"one weight at least must be above 0, not {weights!r}"
-            raise ValueError(msg)
+        is_met = any(weights) or strategy != "weighted"
+        require("one weight at least", weights, "above 0", is_met=is_met)
         has_groups = any(route.group is not None for route in routes)
         is_fair = strategy == "round_robin"
         self._shares = [1.0] * len(routes) if is_fair else weights
@@ -196,16 +199,18 @@ class RouteOrder(OneForAll, Locked):
         # What the routes are sorted by before their strategy. A route without a tier
         # comes after all tiers that the list names before it.
         self._ranks: list[tuple[float, int, int]] = []
-        first_of: dict[Hashable, int] = {}
+        # A route without a group is one of its own.
+        self._groups: list[Hashable] = [
+            object() if route.group is None else route.group for route in routes
+        ]
         highest = -math.inf
-        for index, route in enumerate(routes):
+        for route, group in zip(routes, self._groups, strict=True):
             if route.tier is not None:
                 highest = max(highest, route.tier)
                 self._ranks.append((route.tier, 0, 0))
-                continue
-            group = route.group
-            at = index if group is None else first_of.setdefault(group, index)
-            self._ranks.append((highest, 1, at if is_list else 0))
+            else:
+                at = self._groups.index(group) if is_list else 0
+                self._ranks.append((highest, 1, at))
         self._moved: dict[bytes, tuple[int, float]] = {}
 
     def order(
@@ -250,11 +255,9 @@ class RouteOrder(OneForAll, Locked):
                 order.insert(at, leader)
         # Each route is followed by its alternatives.
         first_of: dict[Hashable, int] = {}
-        at_of: dict[int, int] = {}
         for at, route in enumerate(order):
-            group = self._routes[route].group
-            at_of[route] = at if group is None else first_of.setdefault(group, at)
-        return sorted(order, key=at_of.__getitem__)
+            first_of.setdefault(self._groups[route], at)
+        return sorted(order, key=lambda route: first_of[self._groups[route]])
 
     def _pinned(self, conversation: bytes) -> list[int]:
         """The order that a conversation has in every process.

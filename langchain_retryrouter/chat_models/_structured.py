@@ -49,6 +49,7 @@ from langchain_retryrouter._providers.integrations import (
     name_of_tool,
     read_tool_choice,
 )
+from langchain_retryrouter._shared import require
 from langchain_retryrouter.errors import RetryRouterError
 
 Tool: TypeAlias = dict[str, Any] | type | Callable[..., Any] | BaseTool
@@ -98,10 +99,9 @@ def structured_model(
     **kwargs: Any,
 ) -> Runnable[LanguageModelInput, Any]:
     """`model`, answering with an object of a pydantic class, or else with a dict."""
-    if method not in get_args(Method):
-        methods = ", ".join(map(repr, get_args(Method)))
-        msg = f"method must be one of {methods}, not {method!r}"
-        raise ValueError(msg)
+    methods = get_args(Method)
+    allowed = f"one of {', '.join(map(repr, methods))}"
+    require("method", method, allowed, is_met=method in methods)
     if method == "json_mode" and strict is not None:
         msg = "'json_mode' cannot be strict: the provider does not get the schema"
         raise ValueError(msg)

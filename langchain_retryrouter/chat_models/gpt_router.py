@@ -320,7 +320,7 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
 
         Raises:
             ValueError: If `tool_choice` asks for a tool that is not given.
-            TypeError: If `tool_choice` is of no such type.
+            TypeError: If `tool_choice` has another type.
         """
         structured = importlib.import_module(_STRUCTURED)
         options = structured.tool_options(
@@ -346,7 +346,8 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
                 which the public gateway refuses; or "json_mode", where the prompt has
                 to ask for JSON and describe it.
             include_raw: Whether to return a dict of `raw`, `parsed` and
-                `parsing_error` instead, and never to raise for what cannot be parsed.
+                `parsing_error` instead, and not to raise for what cannot be parsed,
+                unless a stream was cut within it.
             strict: Whether the provider has to follow the schema exactly.
             **kwargs: More options of a call.
 
@@ -653,11 +654,12 @@ class _GatewayCall:
         calls = _gptrouter.messages.CallReader()
 
         def read_and_check(event: Event) -> ChunkInfo:
+            info = read(event)
             if event.event == "update":
                 calls.read(event.data.get("tool_calls"))
-            elif event.event == "end":
+            elif info.is_end:  # Else the answer was cut, whatever its calls are.
                 calls.check(read.finish_reason)
-            return read(event)
+            return info
 
         return read_and_check
 
@@ -724,7 +726,7 @@ def _sum(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(before, dict) and isinstance(value, dict):
             total[name] = _sum(before, value)
         elif all(
-            type(one) in {int, float} and abs(one) < _TOO_LARGE  # True is no number.
+            type(one) in {int, float} and abs(one) < _TOO_LARGE  # Not True.
             for one in (before, value)
         ):
             total[name] = before + value

@@ -13,7 +13,6 @@ import copy
 import functools
 import importlib
 import os
-import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
@@ -66,7 +65,12 @@ from langchain_retryrouter._router.models import NamedKeys
 from langchain_retryrouter._router.preflight import RoutingWorstCase
 from langchain_retryrouter._router.route import Accept, Route
 from langchain_retryrouter._router.setup import FailoverRule
-from langchain_retryrouter._secrets import check_number, name_value, shown
+from langchain_retryrouter._secrets import (
+    check_number,
+    name_value,
+    refuse_unknown,
+    shown,
+)
 from langchain_retryrouter.chat_models._structured import OutputFormat
 from langchain_retryrouter.circuit_breaker import CircuitBreakerSettings
 from langchain_retryrouter.failures import FailureKind
@@ -78,9 +82,6 @@ __all__ = ["RetryRouter", "Route"]
 
 # Only needed by those who use it.
 _CONFIG: Final = "langchain_retryrouter._router.config"
-_REMEMBERED: Final = frozenset(
-    {"affinity", "breaker_settings", "clock", "routes", "seed", "store", "strategy"}
-)
 _METHODS: Final = ("auto", "function_calling", "json_schema", "json_mode")
 _RENAMED: Final = {
     "breaker": (
@@ -89,13 +90,24 @@ _RENAMED: Final = {
         " Route(model=..., breaker=CircuitBreaker())"
     ),
     "max_retries": "give retry_policy=RetryPolicy(max_retries={value})",
+    "deadline": "give retry_policy=RetryPolicy(deadline={value})",
+    "timeout": (
+        "give retry_policy=RetryPolicy(attempt_timeout={value}) for each attempt, or"
+        " deadline={value} for the whole call"
+    ),
+    "models": "give them as routes",
+    "fallbacks": "give them as routes, after the one that is asked first",
     "api_key": "give it to the model of a route",
     "api_keys": "give Route.pool(model, api_keys=[...]) as one of the routes",
+    **dict.fromkeys(
+        ("model", "model_name", "temperature", "max_tokens", "base_url"),
+        "give it to the models of the routes",
+    ),
 }
 
 
 class RetryRouter(SharingModel, RetryVisibleChatModel):
-    """Several chat models as one, which answers as long as one of them can.
+    """A chat model that retries, and fails over across several chat models.
 
     After a failure the same route is asked again, then the next one, depending on the
     kind of the failure. If no route could answer, the first route's error is raised,
@@ -138,7 +150,7 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     Where the policy does not set them, an attempt has 300 s without a stream
     (`attempt_timeout`), and with one 60 s until its first token and 60 s for each
     silence after it (`first_token_timeout`, `stall_timeout`); with a `deadline`, less
-    if that is the route's share of it. `math.inf` is no limit.
+    if that is the route's share of it. `math.inf` means no limit.
     """
 
     rate_limit: RateLimit | None = Field(default=None, exclude=True, repr=False)
@@ -203,7 +215,7 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     The first one to send a token is used. The other one's connection is closed: at once
     in async code, in sync code when its next event arrives or its model's own timeout
     is over.
-    Each such request draws on the budget, so that there is none while that is low.
+    Each such request draws on the budget, and is not sent while that is low.
     """
 
     failover_on: FailoverRule | list[FailoverRule] = Field(default_factory=dict)
@@ -226,10 +238,10 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     """
 
     accept: Accept | None = Field(default=None, exclude=True, repr=False)
-    """Judges each whole answer: a function of the message that returns True, False, or
-    the reason (str) why the answer is not taken.
+    """Judges each whole answer: a function of the message that returns True to accept
+    it, and False or a string to reject it. The string is the reason of the rejection.
 
-    An answer that is not taken is a failure of kind "rejected": it is retried and
+    An answer that is rejected is a failure of kind "rejected": it is retried and
     failed over, and its reason is in the attempt log and in the error. Streams are held
     until their end, so that nothing of such an answer is handed over. An async function
     is for async calls. An exception that it raises ends the call.
@@ -263,6 +275,10 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     source: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
     """Where `from_config` found the store, for `to_config`, which fill and read it."""
 
+    _read_once = frozenset(
+        {"affinity", "breaker_settings", "clock", "routes", "seed", "store", "strategy"}
+    )
+
     if TYPE_CHECKING:
 
         def __init__(
@@ -278,17 +294,20 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     @model_validator(mode="before")
     @classmethod
     def _explain_other_names(cls, values: Any) -> Any:
-        for name, advice in _RENAMED.items():
-            if isinstance(values, dict) and name in values:
-                instead = advice.format(value=shown(values[name]))
-                msg = f"RetryRouter takes no {name}: {instead}"
-                raise ValueError(msg)
+        if isinstance(values, dict):
+            advice = {
+                name: text.format(value=shown(values[name]))
+                for name, text in _RENAMED.items()
+                if name in values
+            }
+            refuse_unknown(cls, values, advice)
         return values
 
     _check_breaker_settings = field_validator("breaker_settings", mode="before")(
         setup.breaker_settings
     )
     _prepare_routes = field_validator("routes")(setup.prepare_routes)
+    _check_rules = field_validator("failover_on", mode="before")(setup.check_rules)
     _check_numbers = field_validator(
         "seed", "hedge_after", "max_price", "max_cost", mode="wrap"
     )(check_number)
@@ -324,16 +343,6 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
                 raise ValueError(msg)
         return value
 
-    @field_validator("failover_on")
-    @classmethod
-    def _check_rules(cls, value: Any) -> Any:
-        rules = value if isinstance(value, list) else [value]
-        if classes := [rule.__name__ for rule in rules if isinstance(rule, type)]:
-            name = classes[0]
-            msg = f"failover_on needs an action for {name}: {{{name}: 'failover'}}"
-            raise ValueError(msg)
-        return value
-
     @model_validator(mode="after")
     def _check_routes(self) -> Self:
         is_limited = self.max_cost is not None or self.spend_limit is not None
@@ -351,14 +360,11 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     def model_copy(
         self, *, update: Mapping[str, Any] | None = None, deep: bool = False
     ) -> Self:
-        """A copy with the same memory; see `BaseModel.model_copy`.
-
-        With other routes, or another way to choose among them, it is a new router.
-        """
-        if update is None or _REMEMBERED.isdisjoint(update):
-            return super().model_copy(update=update, deep=deep)
-        fields = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**{**fields, **update})
+        """A copy with the same memory, or with other routes a new router."""
+        copy = super().model_copy(update=update, deep=deep)
+        # What answers of a bound copy must fit.
+        vars(copy)["_memory"].output = self._memory.output
+        return copy
 
     @functools.cached_property
     def _memory(self) -> setup.RouterMemory:
@@ -619,18 +625,15 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     def configurable_fields(self, **kwargs: Any) -> Any:
         """See `RunnableSerializable.configurable_fields`.
 
-        Warns:
-            UserWarning: Without a `store`, calls that configure a field know nothing of
-                each other.
+        LangChain makes a new router for each call that sets a field: its routes share
+        the breakers of this one, unless `breaker_settings` is such a field.
         """
-        if self.store is None:
-            text = (
-                "LangChain makes a new router for each call that configures a field,"
-                " with breakers that know nothing of other calls: give the router"
-                " store=MemoryStore(), or configure the fields of its routes' models"
-            )
-            warnings.warn(text, UserWarning, stacklevel=2)
-        return super().configurable_fields(**kwargs)
+        router = self
+        if "breaker_settings" not in kwargs:
+            pairs = zip(self.routes, self._memory.route_states, strict=True)
+            routes = [r.model_copy(update={"breaker": s.breaker}) for r, s in pairs]
+            router = super().model_copy(update={"routes": routes})
+        return super(RetryRouter, router).configurable_fields(**kwargs)
 
     def _resolve_model_profile(self) -> ModelProfile | None:
         models = [route.model for route in self.routes]
@@ -744,10 +747,11 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
                 own format where its model's profile says that it has one, by a tool
                 otherwise. The others hold for every route.
             strict: Whether the provider must guarantee the schema.
-            **kwargs: None are known.
+            **kwargs: Not supported; any keyword raises `ValueError`.
 
         Raises:
-            ValueError: If a route cannot honour the method, or `strict`.
+            ValueError: If a route cannot honour the method, or `strict`, or there are
+                other keywords.
         """
         if kwargs:
             msg = f"with_structured_output takes no {', '.join(map(repr, kwargs))}"
@@ -780,7 +784,8 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     ) -> Runnable[LanguageModelInput, AIMessage]:
         memory = copy.copy(self._memory)
         memory.output = output
-        router = super().model_copy(update={"routes": routes, "_memory": memory})
+        router = self.model_copy()  # With other routes it would be a new router.
+        vars(router).update(routes=routes, _memory=memory)
         if output_format is not None:
             return router.bind(ls_structured_output_format=output_format)
         return router.bind()  # Of nothing: LangChain's tests ask it of every class.
@@ -819,7 +824,7 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
     def lc_attributes(self) -> dict[str, Any]:
         """What `dumps` writes besides the fields, so that nothing is lost silently.
 
-        `loads` refuses what is no data, such as a function or a shared budget.
+        `loads` refuses what is not data, such as a function or a shared budget.
         """
         own = type(self).model_fields.keys() - BaseChatModel.model_fields.keys()
         own -= {"source"}

@@ -282,10 +282,10 @@ class _ChunkCall:
 
 def _read_vectors(data: Mapping[str, Any], count: int) -> list[Vector]:
     """The `count` vectors in a gateway's JSON, in the order of the texts, checked."""
+    if (report := read_event(data)) is not None:
+        raise report.to_error(GPT_ROUTER_ERRORS)
     choices = data.get("choices")
     if not isinstance(choices, list):
-        if (report := read_event(data)) is not None:
-            raise report.to_error(GPT_ROUTER_ERRORS)
         msg = f"the gateway's answer has no vectors: {repr(data)[:200]}"
         raise malformed(msg, _OK)
     if len(choices) != count:

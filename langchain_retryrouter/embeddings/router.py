@@ -185,6 +185,10 @@ class EmbeddingsRouter(SharingModel, Embeddings):
     )
     """Called with the attempt log of each batch, also of one that failed."""
 
+    _read_once = frozenset(
+        {"breaker_settings", "clock", "dimensions", "routes", "space", "store"}
+    )
+
     if TYPE_CHECKING:
 
         def __init__(
@@ -222,8 +226,8 @@ class EmbeddingsRouter(SharingModel, Embeddings):
     @model_validator(mode="after")
     def _prepare(self) -> Self:
         """Check that the routes make vectors of one model; disable their retries."""
-        self.space = _space_of(self.space, self.routes)
-        self.dimensions = _common_dimensions(self.dimensions, self.routes)
+        space = _space_of(self.space, self.routes)
+        dimensions = _common_dimensions(self.dimensions, self.routes)
         routes, found = [], []
         names = [route.name or type(route.model).__name__ for route in self.routes]
         for name, route in zip(setup.distinct(names), self.routes, strict=True):
@@ -232,7 +236,7 @@ class EmbeddingsRouter(SharingModel, Embeddings):
                 found.append(f"route {name!r} {disabled.warning}")
             update = {"model": disabled.model, "name": name}
             routes.append(route.model_copy(update=update))
-        self.routes = routes
+        vars(self).update(routes=routes, space=space, dimensions=dimensions)
         if found:
             warnings.warn("; ".join(found), UserWarning, stacklevel=3)
         _ = self._memory  # Before there are copies, which share it.
@@ -546,7 +550,7 @@ class _Batch:
         """All vectors, if these are the ones that were missing.
 
         Raises:
-            MalformedResponseError: Vectors are missing, or are none.
+            MalformedResponseError: Vectors are missing, or are not lists of numbers.
             VectorSpaceError: They have another number of dimensions.
         """
         answer = list(answer) if isinstance(answer, Iterable) else []
@@ -572,7 +576,7 @@ class _Batch:
             if attempt.number == self._state.attempts:  # Not a thread that was left.
                 self._vectors |= {p: [*map(float, v)] for p, v in found.items()}
         if len(found) < count:
-            msg = f"{count - len(found)} of {count} vectors are no finite numbers"
+            msg = f"{count - len(found)} of {count} vectors are not finite numbers"
             raise _BadVectorsError(msg, should_retry=None if found else False)
         return [self._vectors[place] for place in self._batch]
 
@@ -621,7 +625,7 @@ def _named_failures(clock: Clock, model: Embeddings) -> Iterator[None]:
 
 
 class _BadVectorsError(MalformedResponseError):
-    """An answer lacks vectors, or has some that are none."""
+    """An answer lacks vectors, or some are not lists of numbers."""
 
 
 def _is_vector(value: Any) -> bool:

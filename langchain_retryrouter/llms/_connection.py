@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import math
 import os
+import re
 import warnings
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
@@ -22,10 +22,8 @@ from pydantic import ConfigDict, Field, SecretStr, field_validator, model_valida
 
 from langchain_retryrouter._base import RetriedModel
 from langchain_retryrouter._openai import client as sdk
-from langchain_retryrouter._secrets import (
-    shown,
-)
-from langchain_retryrouter._shared import name_hash
+from langchain_retryrouter._secrets import shown
+from langchain_retryrouter._shared import is_positive, name_hash
 
 logger = logging.getLogger(__name__)
 
@@ -193,9 +191,9 @@ class OpenAIConnection(RetriedModel, BaseLLM):
     @field_validator("request_timeout")
     @classmethod
     def _check_timeout(cls, value: Any) -> Any:
-        if value is None or _is_seconds(value) or hasattr(value, "as_dict"):
+        if value is None or is_positive(value) or hasattr(value, "as_dict"):
             return value
-        if isinstance(value, list | tuple) and [*map(_is_seconds, value)] == [True] * 2:
+        if isinstance(value, list | tuple) and [*map(is_positive, value)] == [True] * 2:
             return tuple(value)
         msg = (
             "request_timeout must be seconds above 0, or a pair of them for connecting"
@@ -210,15 +208,14 @@ class OpenAIConnection(RetriedModel, BaseLLM):
     def _hide(cls, value: Any) -> Any:
         value = SecretStr(value) if isinstance(value, str) else value
         key = value.get_secret_value() if isinstance(value, SecretStr) else ""
-        for at, character in enumerate(key, start=1):
-            if not "!" <= character <= "~":
-                names = {"\n": "line end", "\r": "line end", " ": "space"}
-                other = "character outside ASCII or a control character"
-                msg = (
-                    f"the key has a {names.get(character, other)} as character {at} of"
-                    f" {len(key)}, which no header can carry: was it copied whole?"
-                )
-                raise ValueError(msg)
+        if found := re.search("[^!-~]", key):
+            names = {"\n": "line end", "\r": "line end", " ": "space"}
+            other = "character outside ASCII or a control character"
+            msg = (
+                f"the key has a {names.get(found[0], other)} as character {found.end()}"
+                f" of {len(key)}, which no header can carry: was it copied whole?"
+            )
+            raise ValueError(msg)
         return value
 
     @model_validator(mode="after")
@@ -245,20 +242,18 @@ class OpenAIConnection(RetriedModel, BaseLLM):
         """Check the numbers, also together."""
 
     def _check_http_clients(self, own: set[str]) -> None:
-        if self.http_client is not None and hasattr(self.http_client, "aclose"):
-            msg = "http_client is for sync calls: use http_async_client for async ones"
-            raise ValueError(msg)
-        http_async_client = self.http_async_client
-        if http_async_client is not None and not hasattr(http_async_client, "aclose"):
-            msg = "http_async_client must be an AsyncClient of the SDK's HTTP library"
-            raise ValueError(msg)
-        if self.openai_proxy and (self.http_client or http_async_client):
-            msg = "openai_proxy would not be used by http_client: set its proxy instead"
-            raise ValueError(msg)
+        msg, http_async_client = "", self.http_async_client
         for client, http in zip(_CLIENTS, _HTTP_CLIENTS, strict=True):
             if client in own and getattr(self, http) is not None:
                 msg = f"{http} would not be used by {client}: give one of both"
-                raise ValueError(msg)
+        if self.openai_proxy and (self.http_client or http_async_client):
+            msg = "openai_proxy would not be used by http_client: set its proxy instead"
+        if http_async_client is not None and not hasattr(http_async_client, "aclose"):
+            msg = "http_async_client must be an AsyncClient of the SDK's HTTP library"
+        if hasattr(self.http_client, "aclose"):
+            msg = "http_client is for sync calls: use http_async_client for async ones"
+        if msg:
+            raise ValueError(msg)
 
     def _check_account(self) -> None:
         if not unhide(self.openai_api_key):
@@ -347,8 +342,3 @@ class OpenAIConnection(RetriedModel, BaseLLM):
             allowed_special=self.allowed_special,
             disallowed_special=self.disallowed_special,
         )
-
-
-def _is_seconds(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value > 0

@@ -45,6 +45,7 @@ from langchain_retryrouter._retry import engine, streaming
 from langchain_retryrouter._retry.call_log import Subject
 from langchain_retryrouter._retry.timeouts import agather_bounded, gather_bounded
 from langchain_retryrouter._secrets import refuse_bool
+from langchain_retryrouter._shared import require
 from langchain_retryrouter.errors import InvalidRequestError
 from langchain_retryrouter.failures import FailureKind
 from langchain_retryrouter.llms._connection import (
@@ -245,10 +246,20 @@ class OpenAILLM(OpenAIConnection):
     """Changes how likely each token is."""
     seed: int | None = None
     """Makes the sampling as repeatable as the provider can."""
+    temperature: float | None = None
+    """The sampling temperature; None for the provider's own."""
+    max_tokens: int | None = None
+    """The most tokens of an answer."""
+    top_p: float | None = None
+    """Total probability mass of tokens to consider at each step."""
+    frequency_penalty: float | None = None
+    """Penalizes repeated tokens according to frequency."""
+    presence_penalty: float | None = None
+    """Penalizes repeated tokens."""
 
     _refuse_bools = field_validator(
         *("n", "seed", "best_of", "batch_size", "max_tokens", "temperature", "top_p"),
-        *("frequency_penalty", "presence_penalty", "top_logprobs"),
+        *(*_PENALTIES, "top_logprobs"),
         mode="wrap",
         check_fields=False,
     )(refuse_bool)
@@ -299,13 +310,10 @@ class OpenAILLM(OpenAIConnection):
         raise NotImplementedError
 
     def _check_numbers(self) -> None:
-        if self.batch_size < 1:
-            msg = f"batch_size must be 1 or more, not {self.batch_size}"
-            raise ValueError(msg)
-        max_tokens = getattr(self, "max_tokens", None)
-        if max_tokens is not None and max_tokens < -1:
-            msg = f"max_tokens must be -1, 0 or more, or None, not {max_tokens}"
-            raise ValueError(msg)
+        size, most = self.batch_size, self.max_tokens
+        require("batch_size", size, "1 or more", is_met=size >= 1)
+        is_met = most is None or most >= -1
+        require("max_tokens", most, "-1, 0 or more, or None", is_met=is_met)
         asked = {"n": self.n, "best_of": getattr(self, "best_of", None)}
         protocol.check_choices(asked, streaming=self.streaming)
 
@@ -491,15 +499,11 @@ class BaseOpenAI(OpenAILLM):
     """The models of `/v1/completions`: the base of `OpenAI` and `AzureOpenAI`."""
 
     temperature: float = 0.7
-    """The sampling temperature."""
     max_tokens: int | None = 256
     """The most tokens of an answer; -1 for as many as fit behind the prompt."""
     top_p: float = 1
-    """Total probability mass of tokens to consider at each step."""
     frequency_penalty: float = 0
-    """Penalizes repeated tokens according to frequency."""
     presence_penalty: float = 0
-    """Penalizes repeated tokens."""
     best_of: int = 1
     """Answers to generate; the best `n` of them are returned."""
     logprobs: int | None = None
@@ -546,7 +550,7 @@ class BaseOpenAI(OpenAILLM):
     def lc_attributes(self) -> dict[str, Any]:
         """What LangChain saves although it may come from the environment, or secret.
 
-        Of a secret, the rest is saved; of what is no data, that it is missing.
+        Of a secret, the rest is saved; of what is not data, that it is missing.
         """
         names = ["openai_api_base", "openai_organization", "rate_limiter"]
         names += ["openai_api_type", "openai_api_version"]  # Of Azure.
@@ -828,17 +832,9 @@ class OpenAIChat(OpenAILLM):
     `retry_policy=RetryPolicy(max_retries=...)`. Give one of both."""
     prefix_messages: list[Any] = Field(default_factory=list)
     """Messages before each prompt, as dicts or LangChain's."""
-    temperature: float | None = None
-    """The sampling temperature; None for the provider's own."""
     max_tokens: int | None = None
     """The most tokens of an answer; -1 or None for no limit but the provider's. Sent as
     `max_completion_tokens` to models that refuse `max_tokens`."""
-    top_p: float | None = None
-    """Total probability mass of tokens to consider at each step."""
-    frequency_penalty: float | None = None
-    """Penalizes repeated tokens according to frequency."""
-    presence_penalty: float | None = None
-    """Penalizes repeated tokens."""
     logprobs: bool | None = None
     """Whether to report the probability of each token."""
     top_logprobs: int | None = None

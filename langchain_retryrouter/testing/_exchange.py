@@ -7,11 +7,12 @@ gets the response from an `Exchange`, which knows the protocol: `_gptrouter_api.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from http import HTTPStatus
 from itertools import chain
@@ -105,11 +106,10 @@ class RecordedRequest:
     @cached_property
     def payload(self) -> Mapping[str, Any]:
         """The body's JSON object; empty when the body is anything else."""
-        try:
-            body = json.loads(self.body)
-        except ValueError:
-            return {}
-        return body if isinstance(body, dict) else {}
+        with contextlib.suppress(ValueError):
+            if isinstance(body := self.json, dict):
+                return body
+        return {}
 
     @cached_property
     def deployment(self) -> str | None:
@@ -235,8 +235,7 @@ class Usage:
 
     def as_dict(self) -> dict[str, int]:
         """The usage as it stands in JSON."""
-        names = ("prompt_tokens", "completion_tokens", "total_tokens")
-        return {name: getattr(self, name) for name in names}
+        return {**asdict(self), "total_tokens": self.total_tokens}
 
 
 _FIRST_CALL: Final = "call_0"

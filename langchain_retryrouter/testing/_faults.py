@@ -53,7 +53,7 @@ class _Fault(wire.Step):
                 is_pair = [isinstance(one, str) for one in pair] == [True, True]
                 if not is_pair or not _LINE.fullmatch("".join(pair)):
                     msg = (
-                        f"{type(self).__name__}: {pair!r} is no header field: give a"
+                        f"{type(self).__name__}: {pair!r} is not a header field: give a"
                         " name and a value, which are texts of one line in Latin-1"
                     )
                     raise ValueError(msg)

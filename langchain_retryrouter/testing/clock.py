@@ -7,10 +7,11 @@ import threading
 import types
 from collections.abc import Generator, Iterable
 from itertools import repeat
-from typing import Any, Self
+
+from langchain_retryrouter._shared import OneForAll, is_number, require
 
 
-class FakeClock:
+class FakeClock(OneForAll):
     """A clock for tests: time, waiting and random numbers under the test's control.
 
     Waiting moves the time forward at once and is recorded in `sleeps`, so that back-off
@@ -42,21 +43,15 @@ class FakeClock:
         Raises:
             ValueError: A time is not finite, or a number is outside `[0, 1)`.
         """
-        self._monotonic = _finite("monotonic", monotonic)
-        self._unix_time = _finite("unix_time", unix_time)
+        times = {"monotonic": monotonic, "unix_time": unix_time}
+        for name, value in times.items():
+            require(name, value, "a finite number", is_met=math.isfinite(value))
+        self._monotonic, self._unix_time = monotonic, unix_time
         if not isinstance(random, Iterable):
             random = repeat(_in_unit_interval(random))
         self._numbers = iter(random)
         self._sleeps: list[float] = []
         self._lock = threading.Lock()
-
-    def __copy__(self) -> Self:
-        """The same clock."""
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same clock."""
-        return self
 
     @property
     def sleeps(self) -> list[float]:
@@ -91,9 +86,8 @@ class FakeClock:
         Raises:
             ValueError: `seconds` is negative or not finite.
         """
-        if _finite("seconds", seconds) < 0:
-            msg = f"FakeClock: seconds={seconds!r} is negative, time does not go back"
-            raise ValueError(msg)
+        allowed, is_met = "a finite number, 0 or more", is_number(seconds)
+        require("seconds", seconds, allowed, is_met=is_met)
         with self._lock:
             self._monotonic += seconds
             self._unix_time += seconds
@@ -110,17 +104,8 @@ class FakeClock:
         await _one_turn_of_the_loop()
 
 
-def _finite(name: str, value: float) -> float:
-    if not math.isfinite(value):
-        msg = f"FakeClock: {name}={value!r} is not a finite number"
-        raise ValueError(msg)
-    return value
-
-
 def _in_unit_interval(number: float) -> float:
-    if not 0 <= number < 1:
-        msg = f"FakeClock: random number {number!r} is outside [0, 1)"
-        raise ValueError(msg)
+    require("random", number, "in [0, 1)", is_met=0 <= number < 1)
     return number
 
 

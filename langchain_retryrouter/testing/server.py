@@ -16,7 +16,7 @@ from typing import Any, Self, TypeAlias, cast
 
 import h11
 
-from langchain_retryrouter._shared import watch_forks
+from langchain_retryrouter._shared import require, watch_forks
 from langchain_retryrouter.testing import _exchange as wire
 from langchain_retryrouter.testing._exchange import HEALTHY, Answer
 from langchain_retryrouter.testing._faults import Status
@@ -26,7 +26,6 @@ from langchain_retryrouter.testing._openai_api import OpenAIExchange
 ScriptedStep: TypeAlias = wire.Step | Callable[[wire.RecordedRequest], wire.Step]
 """A step, or a function that picks one when the request is known."""
 
-_LAST_PORT = 65535
 _BACKLOG = 4096
 _STOP_SECONDS = 5.0
 _BAD_REQUEST = (
@@ -333,12 +332,9 @@ class FaultyGateway:
         Raises:
             ValueError: `gptrouter` is neither, or `port` is not a port.
         """
-        if not 0 <= port <= _LAST_PORT:
-            msg = f"port is {port!r}, it must be from 0 to {_LAST_PORT}"
-            raise ValueError(msg)
-        if gptrouter not in {"public", "hosted"}:
-            msg = f"gptrouter is {gptrouter!r}, it must be 'public' or 'hosted'"
-            raise ValueError(msg)
+        require("port", port, "from 0 to 65535", is_met=port in range(65_536))
+        is_met = gptrouter in {"public", "hosted"}
+        require("gptrouter", gptrouter, "'public' or 'hosted'", is_met=is_met)
         self._gptrouter: wire.Edition = gptrouter
         self._answer = answer
         self._api_key = api_key
@@ -454,9 +450,8 @@ class FaultyGateway:
         Raises:
             ValueError: `path` is not one.
         """
-        if not path.startswith("/") or "?" in path:
-            msg = f"path is {path!r}, it must begin with '/' and have no query"
-            raise ValueError(msg)
+        is_met = path.startswith("/") and "?" not in path
+        require("path", path, "a '/' and what follows, without a query", is_met=is_met)
         self._fixed[path] = wire.Response(
             status, wire.JSON_HEADERS, wire.compact_json(json_body)
         )
@@ -538,9 +533,9 @@ class FaultyGateway:
         if not answer.has_content:  # Ours ends at the first text in `stop`.
             given = request.parameters.get("stop")
             stops = map(str, given if isinstance(given, list) else [given or ""])
-            finds = (wire.STUB_TEXT.find(stop) for stop in stops if stop)
-            found = [at for at in finds if at >= 0]
-            answer = replace(answer, text=wire.STUB_TEXT[: min(found, default=None)])
+            cut = (wire.STUB_TEXT.partition(stop)[0] for stop in stops if stop)
+            text = min(cut, key=len, default=wire.STUB_TEXT)
+            answer = replace(answer, text=text)
         return answer
 
     def _refusal(self, exchange: wire.Exchange) -> wire.Step | None:

@@ -127,7 +127,7 @@ def test_a_bar_is_held_to_the_median_of_its_rounds(
 
 
 def test_a_missed_bar_shows() -> None:
-    """The table says what was seen, what is promised, and that it was missed."""
+    """The table says what was seen, what the aim is, and that it was missed."""
     bars = (Bar("ours / peer", "ours", 0.5, "peer"),)
     table = bars_table([Section("", "µs", {"ours": [2.0], "peer": [2.5]}, bars)])
     assert "| ours / peer | 0.8 | ≤ 0.5 | **missed** |" in table

@@ -66,8 +66,8 @@ class Relay:
 
     def _run(self, target: Callable[..., None], *args: Any) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)  # Now that it can be joined.
 
     def _accept(self) -> None:
         while True:
@@ -107,6 +107,25 @@ class Relay:
         self.left.set()
         with contextlib.suppress(OSError):
             server.shutdown(socket.SHUT_WR)
+
+
+class EarlyHints(Relay):
+    """Sends a 103 for the first request, and maybe no answer."""
+
+    def __init__(self, target: str, *, answers: bool) -> None:
+        super().__init__(target)
+        self._answers = answers
+
+    def serve(self, client: socket.socket) -> None:
+        if self.connections > 1:
+            super().serve(client)
+            return
+        first = client.recv(65536)
+        client.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        if self._answers:
+            self.join(client, self._target, first)
+        while client.recv(65536):
+            pass
 
 
 class Proxy(Relay):

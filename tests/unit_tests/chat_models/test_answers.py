@@ -206,6 +206,25 @@ def test_halves_of_a_character_are_joined(
     assert env.gateway.requests[-1].parameters["messages"][1]["content"] == text
 
 
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_halves_in_a_call_and_in_thoughts_are_joined(env: Env, way: str) -> None:
+    """Each text of an answer has its own half, whatever comes between the two."""
+    begin = {"name": "look", "arguments": '{"at": "c\ud83d'}
+    updates = [
+        update("a\ud83d", reasoning_content="b\ud83d"),
+        update(tool_calls=[{"index": 0, "id": "c", "function": begin}]),
+        update(
+            "\ude00", tool_calls=[{"index": 0, "function": {"arguments": '\ude00"}'}}]
+        ),
+        update(reasoning_content="\ude00"),
+    ]
+    env.gateway.script(event_stream(*updates, update("", "tool_calls"), END))
+    answer = env.ask(way, max_retries=0)
+    assert answer.content == "a😀"
+    assert answer.additional_kwargs["reasoning_content"] == "b😀"
+    assert [call["args"] for call in answer.tool_calls] == [{"at": "c😀"}]
+
+
 def test_half_a_character_without_its_other_half_is_kept(env: Env) -> None:
     """Nothing of an answer is lost, and each chunk has what came with it."""
     frames = update("a\ud83d"), update("b"), update("c\ud83d", "stop"), END

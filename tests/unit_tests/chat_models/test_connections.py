@@ -11,6 +11,7 @@ import socket
 import ssl
 import sys
 import time
+import traceback
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -52,8 +53,8 @@ from tests.unit_tests.conftest import Twin
 from tests.unit_tests.listeners import A_LONG_PROMPT, deaf
 
 from .conftest import ENOUGH, GPT_4, SHORT, WAYS, Env, NewModel
-from .frames import END, text_of, update
-from .relays import Proxy, Relay
+from .frames import END, outcomes, text_of, update
+from .relays import EarlyHints, Proxy, Relay
 
 HANG_UP = Stall(after=1, seconds=60)
 EVENTS = f"{update('Hi', 'stop')}\n\n{END}\n\n".encode()
@@ -424,6 +425,16 @@ def test_a_proxy_that_does_not_answer_is_no_connection(env: Env) -> None:
     assert caught.value.attempts == 2
 
 
+def test_the_password_of_a_proxy_that_refuses_is_not_shown(env: Env) -> None:
+    """What a proxy answers is no answer of the gateway, and has no login in it."""
+    proxy = env.gateway.url.replace("//", "//ann:the-password@")
+    address = "https://gateway.test"
+    with pytest.raises(APIConnectionError) as caught:
+        env.invoke(env.llm(proxy=proxy, gpt_router_api_base=address), "hi")
+    assert caught.value.may_have_run is False
+    assert "the-password" not in "".join(traceback.format_exception(caught.value))
+
+
 def test_the_address_may_have_a_user_and_a_password(env: Env) -> None:
     """A gateway behind a server that asks for them gets them, and nobody else."""
     llm = env.llm(gpt_router_api_base=env.gateway.url.replace("//", "//ann:p%40ss@"))
@@ -600,6 +611,20 @@ def test_a_redirect_is_not_followed(env: Env) -> None:
         assert other.requests == []
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_connection_after_an_interim_response_is_not_used_again(
+    env: Env, way: str
+) -> None:
+    """The answer that follows a 103 is never that to another request."""
+    with EarlyHints(env.gateway.url, answers=env.is_async) as relay:
+        message = env.ask(way, gpt_router_api_base=relay.url, timeout=ENOUGH)
+        assert message.content == STUB_TEXT
+        # aiohttp waits for the answer; http.client takes the 103 for it.
+        assert relay.connections == (1 if env.is_async else 2)
+        tried = ["ok"] if env.is_async else ["malformed", "ok"]
+        assert outcomes(message) == tried
+
+
 # --- limits of time ---
 
 
@@ -684,12 +709,11 @@ def test_a_dripping_server_is_not_silent(env: Env) -> None:
 def test_a_request_that_is_not_read_is_a_timeout(env: Env, way: str) -> None:
     """A server that reads nothing of a long request causes a timeout."""
     policy = RetryPolicy(max_retries=0, deadline=SHORT)
-    with deaf() as address:
-        llm = env.llm(clock=None, gpt_router_api_base=address, retry_policy=policy)
-        with within(), pytest.raises(APITimeoutError):
-            getattr(env, way)(llm, A_LONG_PROMPT)
-
     with warnings.catch_warnings():
         # asyncio's own, for a connection that cannot send what is left in its buffer.
         warnings.filterwarnings("ignore", "unclosed", ResourceWarning)
+        with deaf() as address:
+            llm = env.llm(clock=None, gpt_router_api_base=address, retry_policy=policy)
+            with within(), pytest.raises(APITimeoutError):
+                getattr(env, way)(llm, A_LONG_PROMPT)
         gc.collect()

@@ -30,7 +30,6 @@ from langchain_retryrouter import (
     StreamInterruptedError,
     UnavailableError,
 )
-from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.testing import Answer, Cut, FaultyGateway, Reset, Status
 from tests.support.models import gpt_router
 from tests.support.rule_responder import RuleResponder
@@ -224,18 +223,30 @@ def test_a_routes_limiter_is_asked_before_each_of_its_attempts(
 def test_a_field_can_be_configured_for_a_call(
     env: Env, new_router: NewRouter, primary: FaultyGateway
 ) -> None:
-    """`configurable_fields` hands a call another policy; a store keeps breakers."""
+    """`configurable_fields` hands a call another policy; breakers are the router's."""
     field = ConfigurableField("policy")
-    with pytest.warns(UserWarning, match=r"store=MemoryStore\(\)"):
-        new_router().configurable_fields(retry_policy=field)
-    shared = new_router(store=MemoryStore())
-    router = shared.configurable_fields(retry_policy=field)
+    router = new_router().configurable_fields(retry_policy=field)
 
     once = {"configurable": {"policy": RetryPolicy(max_retries=0)}}
-    answer = env.invoke(router, "hi", once)
+    answers = [env.invoke(router, "hi", once) for _ in range(5)]
 
-    assert outcomes(answer) == ["unavailable", "ok"]
-    assert len(primary.requests) == 1
+    assert outcomes(answers[0]) == ["unavailable", "ok"]
+    assert outcomes(answers[-1]) == ["circuit_open", "ok"]
+    assert len(primary.requests) == 3
+
+
+def test_the_numbers_of_breakers_can_be_configured_for_a_call(
+    env: Env, new_router: NewRouter, primary: FaultyGateway
+) -> None:
+    """Such a call has breakers of its own."""
+    field = ConfigurableField("breaker")
+    router = new_router().configurable_fields(breaker_settings=field)
+
+    none = {"configurable": {"breaker": None}}
+    answers = [env.invoke(router, "hi", none) for _ in range(2)]
+
+    assert outcomes(answers[1]) == ["unavailable"] * 3 + ["ok"]
+    assert len(primary.requests) == 6
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])

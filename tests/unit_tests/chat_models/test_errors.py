@@ -42,7 +42,7 @@ from langchain_retryrouter.testing import (
 from tests.support.models import NOWHERE
 
 from .conftest import ENOUGH, KEY, WAYS, Env
-from .frames import END, FAREWELL, event_stream, text_of, update
+from .frames import END, FAREWELL, event, event_stream, text_of, update, whole
 
 EVENT_STREAM = {"content-type": "text/event-stream"}
 WRONG = "Something went wrong"
@@ -71,7 +71,16 @@ RETRIED_ANSWERS: list[Row] = [
     (Body(200, None, body), MalformedResponseError, 200, "")
     for body in (b"", b"[1]", b'"text"', b"{}", b"{", b"\xff", b"[" * 200_000)
 ]
+SLOW = {"code": 429, "message": "slow down"}
+RETRIED_ANSWERS += [  # An answer that says of itself that it failed.
+    (whole({"text": "par", "finish_reason": "error"}), ServerError, None, "'error'"),
+    (whole({"text": "", "error": SLOW}), RateLimitError, None, "slow down"),
+    (whole({"text": "par"}, error=SLOW), RateLimitError, None, "slow down"),
+]
 RETRIED_STREAMS: list[Row] = [
+    (event_stream(update("", "error"), END), ServerError, None, "'error'"),
+    (event_stream(update(error=SLOW)), RateLimitError, None, "slow down"),
+    (event_stream(event("update", {}, error=SLOW)), RateLimitError, None, "slow down"),
     (Truncate(after=0), StreamInterruptedError, None, ""),
     (event_stream(), StreamInterruptedError, None, ""),
     (ErrorEvent("slow", status=429), RateLimitError, 429, "429 slow"),
@@ -109,7 +118,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(
-    ("way", "row", "is_retried"), FAULTS, ids=lambda value: repr(value)[:120]
+    ("way", "row", "is_retried"), FAULTS, ids=lambda value: repr(value)[:200]
 )
 def test_each_fault_has_its_error(
     env: Env, way: str, row: Row, *, is_retried: bool

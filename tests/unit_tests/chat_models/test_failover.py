@@ -165,7 +165,7 @@ def test_every_unknown_model_is_named(env: Env) -> None:
     with pytest.raises(NotFoundError, match="name nada does not exist") as caught:
         env.ask("stream", models_priority_list=[NOPE, NADA])
     assert caught.value.__notes__ == [
-        "asked in turn: nope (not_found), nada (not_found)"
+        "routes tried: nope (not_found), nada (not_found)"
     ]
     assert asked(env) == [["nope", "nada"], ["nada"]]
 
@@ -173,7 +173,7 @@ def test_every_unknown_model_is_named(env: Env) -> None:
         env.ask("invoke", models_priority_list=[NOPE, NADA])
     (note,) = caught.value.__notes__
     assert note == (
-        "asked in turn: nope or another of the list (server_error),"
+        "routes tried: nope or another of the list (server_error),"
         " nada (not_found), nope (not_found)"
     )
     assert asked(env)[2:] == [["nope", "nada"], ["nada", "nope"], ["nope"]]
@@ -233,7 +233,7 @@ def test_models_take_turns_until_the_retries_are_used_up(env: Env) -> None:
 
     assert [one[0] for one in asked(env)] == ["gpt-4-0613", "gpt-4o", "gpt-4-0613"]
     assert caught.value.__notes__[0] == (
-        "asked in turn: gpt-4-0613 or another of the list (server_error),"
+        "routes tried: gpt-4-0613 or another of the list (server_error),"
         " gpt-4o or another of the list (server_error),"
         " gpt-4-0613 or another of the list (server_error)"
     )

@@ -625,9 +625,10 @@ def test_a_rule_sees_what_the_model_raised(pair: Pair) -> None:
         (ValueError, "needs an action for ValueError"),
         ({ValueError: "next"}, "failover_on"),
         ("failover", "failover_on"),
-        (lambda _: "next", "'next' is not a valid FailureAction"),
+        ({"ratelimit": "raise"}, "not 'ratelimit'; did you mean 'rate_limit'"),
+        (lambda _: "next", "failover_on: <lambda>.*'raise', not 'next'"),
     ],
-    ids=["class", "action", "text", "function"],
+    ids=["class", "action", "text", "kind", "function"],
 )
 def test_a_wrong_rule_is_refused(pair: Pair, rules: Any, says: str) -> None:
     """A rule that cannot be followed is an error at once; a function's, when called."""

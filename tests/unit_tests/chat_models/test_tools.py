@@ -9,9 +9,11 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from langchain_retryrouter import (
+    ContentFilterError,
     LengthLimitError,
     MalformedResponseError,
     RetryRouterError,
+    StreamInterruptedError,
 )
 from langchain_retryrouter.testing import (
     Answer,
@@ -25,7 +27,7 @@ from langchain_retryrouter.testing import (
 )
 from tests.support.rule_responder import RuleResponder
 
-from .conftest import Env, NewModel
+from .conftest import WAYS, Env, NewModel
 from .frames import END, attempts_of, event, event_stream, sum_of, update, whole
 
 
@@ -479,14 +481,19 @@ def test_arguments_that_are_no_json_object_are_an_invalid_call(
 @pytest.mark.parametrize("way", ["stream", "streaming invoke"])
 @pytest.mark.parametrize(
     ("reason", "error"),
-    [("length", LengthLimitError), ("tool_calls", MalformedResponseError)],
+    [
+        ("length", LengthLimitError),
+        ("model_length", LengthLimitError),  # Mistral's.
+        ("content_filter", ContentFilterError),
+        ("tool_calls", MalformedResponseError),
+    ],
 )
 def test_a_streamed_call_whose_arguments_were_cut_is_an_error(
     env: Env, way: str, reason: str, error: type[RetryRouterError]
 ) -> None:
     """LangChain would complete them, and an agent run its tool on half a path."""
     cut = piece(0, "call_0", "get_weather", '{"city": "/home/ada')
-    frames = update(tool_calls=[cut]), update("", reason), END
+    frames = update(tool_calls=[cut]), update("", reason), update(), END
     env.gateway.always(event_stream(*frames))
     fields = {} if way == "stream" else {"streaming": True}
     llm = env.llm(**fields).bind_tools([get_weather])
@@ -495,6 +502,19 @@ def test_a_streamed_call_whose_arguments_were_cut_is_an_error(
     assert (caught.value.code, caught.value.attempts) == ("invalid_tool_call", 1)
     [line] = (caught.value.attempt_log or {})["attempts"]
     assert line["outcome"] == caught.value.kind
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_stream_that_was_cut_inside_a_call_was_interrupted(
+    env: Env, way: str
+) -> None:
+    """Without a finish reason an answer was cut, whether or not it calls a tool."""
+    cut = piece(0, "call_0", "get_weather", '{"city": "/home/ada')
+    env.gateway.always(event_stream(update(tool_calls=[cut]), END))
+    fields = {} if way != "streaming invoke" else {"streaming": True}
+    llm = env.llm(max_retries=0, **fields).bind_tools([get_weather])
+    with pytest.raises(StreamInterruptedError):
+        env.message(way.rsplit(maxsplit=1)[-1], llm)
 
 
 # --- what cannot be read ---

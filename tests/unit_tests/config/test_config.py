@@ -201,7 +201,7 @@ def test_fields_of_code_are_taken_beside_a_file(source: Any) -> None:
     assert router.accept is bool
     assert router.tags == ["x"]
     for name, value in {"stream_recovery": "buffer", "routes": router.routes}.items():
-        with pytest.raises(ValueError, match=f"{name}: is given as an argument"):
+        with pytest.raises(ValueError, match=f"{name}: is also given as an argument"):
             RetryRouter.from_config(source, **{name: value})
 
 

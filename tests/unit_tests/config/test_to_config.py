@@ -236,8 +236,8 @@ ONLY_IN_A_MODEL: dict[str, Callable[[], Any]] = {
     "authorization: a config must not contain keys": lambda: openai(
         default_headers={"authorization": OTHER}
     ),
-    r"routes\[0\].options: are not all data": lambda: openai().bind(
-        response_format=RetryPolicy
+    r"routes\[0\].options: contain values that are not plain data": lambda: (
+        openai().bind(response_format=RetryPolicy)
     ),
 }
 # What a config has, and `dumps` cannot write, since others may share it.

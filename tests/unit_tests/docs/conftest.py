@@ -13,6 +13,7 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyGateway]:
     # The hosted gateway: the public one gives no tools to the pages' Claude.
     with FaultyGateway(gptrouter="hosted") as gateway:
         for name, value in {
+            "ANTHROPIC_API_KEY": "any",
             "OPENAI_API_KEY": "any",
             "OPENAI_BASE_URL": gateway.openai_url,
             "AZURE_OPENAI_API_KEY": "any",

@@ -8,7 +8,8 @@ A block with a bare `await` runs in an event loop, as in a notebook. Three marks
   behind the page plays these steps of `langchain_retryrouter.testing` while the next
   Python block runs, and that block must use them all.
 - `<!-- needs: langchain -->` says that the next Python block imports a package that the
-  unit tests do not install; the integration tests run it.
+  unit tests do not install; the integration tests run it. `<!-- needs: keys -->` in the
+  README says that the block reads keys from the environment; the test has false ones.
 """
 
 import ast

@@ -28,9 +28,12 @@ def test_every_page_runs(page: Path, reader: FaultyGateway) -> None:
 
 @pytest.mark.usefixtures("no_real_waits")
 @pytest.mark.parametrize("block", blocks_of(_README), ids=str)
-def test_every_readme_example_runs(block: Block, faulty_gateway: FaultyGateway) -> None:
-    """An example of the README can be copied alone, to a machine without keys."""
-    run([block], faulty_gateway)
+def test_every_readme_example_runs(
+    block: Block, request: pytest.FixtureRequest
+) -> None:
+    """An example of the README can be copied alone, without keys unless it says so."""
+    with_keys = block.needs == "keys"
+    run([block], request.getfixturevalue("reader" if with_keys else "faulty_gateway"))
 
 
 @pytest.mark.parametrize("page", [*sorted(_ROOT.glob("*.md")), *_DOCS], ids=_name_of)

@@ -141,7 +141,7 @@ def test_a_provider_that_failed_is_asked_last(env: Env, failover: bool) -> None:
         env.embed(embeddings.model_copy(update={"max_retries": 1}), "a")
     assert caught.value.route == f"{back[0]}/{SMALL.name}"
     assert caught.value.__notes__[0] == (
-        f"asked in turn: {first}/{SMALL.name} (unavailable),"
+        f"routes tried: {first}/{SMALL.name} (unavailable),"
         f" {second}/{SMALL.name} (unavailable)"
         if failover
         else "gave up after 2 attempts, 0.8 s waited: no retries left"

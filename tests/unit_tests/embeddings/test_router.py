@@ -142,6 +142,18 @@ def test_each_text_has_its_vector(places: Places) -> None:
     assert not places.asked(1)
 
 
+def test_a_copy_with_other_routes_is_a_new_router(places: Places) -> None:
+    """It asks its own routes, and a field that would have no effect cannot be set."""
+    router = places.router(places.model(0))
+    places.gateways[1].always(Status(401))
+    copy = router.model_copy(update={"routes": [places.model(1)]})
+    with pytest.raises(AuthenticationError):
+        places.embed(copy)
+    assert places.embed(router.model_copy()) == STUBS
+    with pytest.raises(AttributeError, match="routes is only read when"):
+        router.routes = copy.routes
+
+
 def test_batches_are_split_by_tokens_and_by_the_models_own_size(places: Places) -> None:
     """What is sent fits each route: one call of its model is one request."""
     router = places.router(max_batch_tokens=25, max_concurrency=1)

@@ -251,6 +251,8 @@ def test_a_key_is_not_shown(env: Env) -> None:
         ({"error": {"message": "Rate limit", "code": 429}}, RateLimitError),
         ({"error": {"message": "Wrong key", "code": 401}}, AuthenticationError),
         ({"error": "no"}, ServerError),
+        ({"choices": [], "error": {"message": "No", "code": 401}}, AuthenticationError),
+        ({"choices": [{"error": {"message": "No", "code": 429}}]}, RateLimitError),
     ],
 )
 def test_an_error_in_a_200_is_read(

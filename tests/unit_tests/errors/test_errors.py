@@ -15,7 +15,7 @@ from langchain_core import exceptions as langchain
 from langchain_retryrouter import errors
 from langchain_retryrouter._gptrouter.protocol import GPT_ROUTER_ERRORS
 from langchain_retryrouter._openai.errors import OPENAI_ERRORS
-from langchain_retryrouter._secrets import mask
+from langchain_retryrouter._providers.errors import hide_secrets
 from langchain_retryrouter.errors import BASE_ERRORS, ErrorFamily, RetryRouterError
 from langchain_retryrouter.failures import Failure, FailureKind, is_retryable
 
@@ -186,7 +186,7 @@ def test_no_traceback_shows_a_key() -> None:
     held = HeldError(f"Illegal header value b'{KEY}\\n'")
     error.__cause__ = Exception(held)
     error.__cause__.__context__ = ExceptionGroup("two", [ValueError(KEY), held])
-    mask([KEY], error)
+    hide_secrets(error, [KEY])
     printed = "".join(traceback.format_exception(error))
     assert printed.count("***") >= 4
     assert KEY not in f"{printed} {error.body} {error.message}"
@@ -195,7 +195,7 @@ def test_no_traceback_shows_a_key() -> None:
 def test_a_short_key_is_not_hidden() -> None:
     """The "EMPTY" of local servers is not a secret, and may be a word of the text."""
     error = errors.ServerError("EMPTY answer")
-    mask(["EMPTY"], error)
+    hide_secrets(error, ["EMPTY"])
     assert str(error) == "EMPTY answer"
 
 

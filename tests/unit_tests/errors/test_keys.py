@@ -5,9 +5,20 @@ import traceback
 from typing import Final
 
 import pytest
+from pydantic import SecretStr
 
-from langchain_retryrouter import RetryRouter, RetryRouterError
-from langchain_retryrouter.testing import FaultyGateway, Status
+from langchain_retryrouter import (
+    GPTRouter,
+    GPTRouterModel,
+    RetryRouter,
+    RetryRouterError,
+)
+from langchain_retryrouter.testing import (
+    ErrorEvent,
+    ErrorInOk,
+    FaultyGateway,
+    Status,
+)
 from tests.support.models import chat_openai
 from tests.unit_tests.conftest import Twin
 
@@ -44,6 +55,7 @@ NAMES: Final = [
     *("chatcmpl-9abcDEF0123456789abcdefGHIJK", "req_011CSHoEeqs5C35K2UUqR7Fy"),
     *("resp_67ccd2bed1ec8190b14f964abc054267", "msg_01XFDUDYJgAACzvnptvVoYEL"),
     *("123e4567-e89b-12d3-a456-426614174000", "d41d8cd98f00b204e9800998ecf8427e"),
+    *("Basic JavaScript and PostgreSQL", "basic Python3.11-compatible code"),
     *("Basic authentication is off", "Bearer Token", "a Bearer authentication header"),
     *("https://host:443/v1/x?api-version=2024-10-21", "at http://a:80 by b@c.de"),
 ]
@@ -68,6 +80,35 @@ def test_a_key_is_known_by_its_form(
     )
     assert f"not {before}***{behind} here" in str(error)
     assert key not in shown
+
+
+@pytest.mark.parametrize("row", KEYS)
+def test_a_gateway_s_error_shows_no_key_of_its_providers(
+    twin: Twin, gateway: FaultyGateway, row: str
+) -> None:
+    """A gateway quotes its providers, who quote its key: no error shows that."""
+    before, key, behind = KEYS[row]
+    said = f"not {before}{key}{behind} here"
+    llm = GPTRouter(
+        models_priority_list=[
+            GPTRouterModel(name="gpt-4", provider_name="chat_openai")
+        ],
+        gpt_router_api_base=gateway.url,
+        gpt_router_api_key=SecretStr("the-gateway-s-own-key"),
+        max_retries=0,
+    )
+    for ask, step in (
+        (twin.invoke, Status(401, message=said)),
+        (twin.invoke, ErrorInOk(said)),
+        (twin.stream, ErrorEvent(said, status=401)),
+    ):
+        gateway.always(step)
+        with pytest.raises(RetryRouterError) as caught:
+            ask(llm, "hi")
+        error = caught.value
+        text = f"{error.body} {''.join(traceback.format_exception(error))}"
+        assert f"not {before}***{behind} here" in str(error)
+        assert key not in text
 
 
 @pytest.mark.parametrize("name", NAMES)

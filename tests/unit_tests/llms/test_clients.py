@@ -18,7 +18,7 @@ import openai
 import pytest
 from langchain_core.rate_limiters import InMemoryRateLimiter
 
-from langchain_retryrouter import OpenAI, OpenAIChat, RetryPolicy
+from langchain_retryrouter import OpenAI, OpenAIChat, RetryPolicy, errors
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     FaultyGateway,
@@ -28,7 +28,7 @@ from langchain_retryrouter.testing import (
 )
 from tests.unit_tests.chat_models.relays import Proxy
 
-from .conftest import KEY, Env, NewLLM, collect_garbage, in_loop
+from .conftest import KEY, Env, NewLLM, base_url, collect_garbage, in_loop
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -235,6 +235,15 @@ def test_http_clients_that_cannot_be_used_are_refused(new_llm: NewLLM) -> None:
             new_llm(http_async_client=http_client)
         with pytest.raises(ValueError, match="openai_proxy would not be used"):
             new_llm(http_client=http_client, openai_proxy=proxy)
+
+
+def test_a_proxy_s_refusal_is_not_the_provider_s(every: Env) -> None:
+    """A proxy that opens no way to the provider is a connection that fails."""
+    fields = base_url(type(every.new()), "https://provider.test")
+    llm = every.new(**fields, openai_proxy=every.gateway.url, max_retries=0)
+    with pytest.raises(errors.APIConnectionError) as caught:
+        every.invoke(llm, "hi")
+    assert caught.value.may_have_run is False
 
 
 @pytest.mark.parametrize("by", ["field", "variable"])

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from langchain_retryrouter import FailureKind, OpenAIChat, errors
+from langchain_retryrouter import AzureOpenAI, FailureKind, OpenAIChat, errors
 from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 from langchain_retryrouter.failures import is_retryable
 from langchain_retryrouter.testing import (
@@ -20,6 +20,7 @@ from langchain_retryrouter.testing import (
     Hangup,
     HtmlPage,
     MalformedEvent,
+    Raw,
     Reset,
     Silence,
     Status,
@@ -300,6 +301,7 @@ def everything_said(error: BaseException) -> str:
     return "\n".join(told)
 
 
+@pytest.mark.parametrize("by_function", [False, True])
 @pytest.mark.parametrize("status", [200, 401])
 @pytest.mark.parametrize(
     "body",
@@ -311,14 +313,19 @@ def everything_said(error: BaseException) -> str:
     ids=["message", "details", "page"],
 )
 def test_a_key_that_the_server_quotes_is_not_shown(
-    every: Env, method: str, body: Any, status: int
+    every: Env, method: str, body: Any, status: int, *, by_function: bool
 ) -> None:
     """Neither an error nor its causes show the key, even if the server quotes it."""
+    fields: dict[str, Any] = {}
+    if by_function:
+        is_azure = isinstance(every.new(), AzureOpenAI)
+        fields = {"api_key": None, "azure_ad_token_provider": lambda: KEY}
+        fields = fields if is_azure else {"api_key": lambda: KEY}
     is_page = isinstance(body, str)
     headers = {"content-type": "text/html"} if is_page else JSON
     every.gateway.always(Body(status, headers, body if is_page else json.dumps(body)))
     with pytest.raises(errors.RetryRouterError) as caught:
-        getattr(every, method)(every.new(), "hi")
+        getattr(every, method)(every.new(**fields), "hi")
     assert status == 200 or isinstance(caught.value, errors.AuthenticationError)
     assert "***" in everything_said(caught.value)
     assert KEY not in everything_said(caught.value)
@@ -337,6 +344,46 @@ def test_an_error_in_a_200_has_the_facts_of_its_headers(
         getattr(every, method)(every.new(), "hi")
     error: Any = caught.value
     assert (error.request_id, error.response.status_code) == ("req_1", 200)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "220 mail.example.com ESMTP\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: one\r\n\r\n",
+        f"HTTP/1.1 200 OK\r\nx: {'x' * 200_000}\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    ],
+    ids=["status line", "length", "header", "chunk"],
+)
+def test_what_is_not_http_is_a_lost_connection(env: Env, sent: str) -> None:
+    """It is no refusal of the request, whatever status a library makes up for it."""
+    env.gateway.script(Raw(sent.encode()), whole(choice("text", "stop")))
+    assert env.invoke(env.new(), "hi") == "text"
+    env.gateway.always(Raw(sent.encode()))
+    with pytest.raises(errors.APIConnectionError):
+        env.invoke(env.new(max_retries=0), "hi")
+
+
+@pytest.mark.parametrize(
+    ("sentence", "seconds"),
+    [
+        ("Please retry in 34.074824224s.", 34.074824224),
+        ("Please try again in 1m2.5s.", 62.5),
+        ("Please try again after 1 minute and 30 seconds", 90),
+        ("Weekly usage limit reached. Resets in 6hr 29min.", 23_340),
+        ("Retry after: 2 hrs", 7200),
+        ("Try again in less than 5 minutes", 300),
+        ("Please wait about ~20s", 20),
+        ("Limit of 5 requests in 10 seconds. Try again later.", None),
+    ],
+)
+def test_the_wait_in_a_sentence(env: Env, sentence: str, seconds: float | None) -> None:
+    """A provider that asks for a wait in words alone is heard."""
+    env.gateway.always(Status(429, message=sentence))
+    with pytest.raises(errors.RateLimitError) as caught:
+        env.invoke(env.new(max_retries=0), "hi")
+    assert caught.value.retry_after == seconds
 
 
 # --- filters ---

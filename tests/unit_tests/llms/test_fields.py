@@ -232,7 +232,7 @@ def test_no_key_is_shown(new_any: NewLLM, secrets: dict[str, Any]) -> None:
 def test_what_langchain_saves(new_completions: NewLLM) -> None:
     """Name and fields are saved, no secret, and that shared objects are missing."""
     assert not OpenAIChat.is_lc_serializable()
-    shared = {
+    shared: dict[str, Any] = {
         "budget": RetryBudget(),
         "breaker": CircuitBreaker(),
         "clock": FakeClock(),

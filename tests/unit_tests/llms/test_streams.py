@@ -46,7 +46,9 @@ def test_a_stream_that_breaks_is_an_error(every: Env, fault: Any) -> None:
     with pytest.raises(errors.StreamInterruptedError) as caught:
         every.stream(every.new(retry_policy=policy), "hi", into=chunks)
     assert "".join(chunks) == caught.value.delivered == "Hello from"
-    assert caught.value.__notes__ == ["not repeated: 10 characters were delivered"]
+    assert caught.value.__notes__ == [
+        "not retried: 10 characters were already delivered"
+    ]
     assert len(every.gateway.requests) == 1
 
 
@@ -58,6 +60,25 @@ def test_streaming_inside_invoke_is_as_strict(every: Env, recorder: Recorder) ->
         every.invoke(llm, "hi")
     assert recorder.errors == [caught.value]
     assert "".join(recorder.tokens) == "Hello from"
+
+
+@pytest.mark.parametrize(
+    "beat",
+    [
+        *("data:", "data: ", ": keep-alive", "event: keep-alive\ndata:"),
+        *("event: ping\ndata: 12:30", 'event: ping\ndata: {"type": "ping"}'),
+    ],
+)
+def test_a_heartbeat_is_no_answer_and_no_error(env: Env, beat: str) -> None:
+    """What only keeps the connection ends no stream, and completes none."""
+    chunks = [
+        json.dumps({"choices": [one]}) for one in (choice("a"), choice("", "stop"))
+    ]
+    begin, end = (f"{beat}\n\ndata: {chunk}\n\n" for chunk in chunks)
+    env.gateway.script(Body(200, EVENTS, begin + end), Body(200, EVENTS, begin))
+    assert "".join(env.stream(env.new(), "hi")) == "a"
+    with pytest.raises(errors.StreamInterruptedError):
+        env.stream(env.new(), "hi")
 
 
 @pytest.mark.parametrize("junk", [b"<html>\r\n<hr>", b"\x81\x07", b":\x81"], ids=str)

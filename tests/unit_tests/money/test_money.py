@@ -291,7 +291,7 @@ def test_nothing_is_sent_that_costs_too_much(
     fields: dict[str, Any] = {} if is_option else {"max_cost": 0.01}
     options = {"max_cost": 0.01} if is_option else {}
     router = new_router(env.route(model={"max_tokens": 10}), **fields)
-    said = r"an attempt may cost 0\.01\d+, and 0\.01 of max_cost=0\.01 is left"
+    said = r"an attempt may cost 0\.01\d+; only 0\.01 of max_cost=0\.01 is left"
     with pytest.raises(SpendLimitError, match=said) as caught:
         getattr(env, way)(router, "hi", **options)
     assert not env.gateway.requests
@@ -305,9 +305,9 @@ def test_nothing_is_sent_that_costs_too_much(
 @pytest.mark.parametrize(
     ("by", "reason"),
     [
-        ("max_cost", "and 0.5 of max_cost=0.5 is left"),
-        ("spend_limit", "name='first') has 0.5 left, which is never enough"),
-        ("spent", "name='first') has 0.00305 left; it resets in"),
+        ("max_cost", "only 0.5 of max_cost=0.5 is left"),
+        ("spend_limit", "name='first') has only 0.5 left, which is never enough"),
+        ("spent", "name='first') has only 0.00305 left; it resets in"),
     ],
 )
 def test_a_cheaper_route_is_asked_instead(env: Env, by: str, reason: str) -> None:

@@ -49,7 +49,7 @@ HEL, LO = token("Hel"), token("lo")
     [
         (10, 20, "is open for another 20.0 s"),
         (29.99, 0.01, "is open for another 0.1 s"),  # Rounded up, never 0.0 s.
-        (30, 0, "is half open, and another call is trying right now"),
+        (30, 0, "is half open; another call is probing the provider"),
     ],
 )
 def test_an_open_breaker_sends_nothing(
@@ -212,11 +212,17 @@ def test_with_a_deadline_the_limiter_is_polled(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("limits", "error_class", "message", "reason", "sleeps"),
     [
-        ({}, RateLimitError, "gave no turn", "the rate limiter gave no turn", []),
+        (
+            {},
+            RateLimitError,
+            "did not admit the request",
+            "the rate limiter did not admit the request",
+            [],
+        ),
         (
             {"deadline": 1.25},
             APITimeoutError,
-            "gave no turn within 1.25 s",
+            "did not admit the request within 1.25 s",
             "the deadline is over",
             [0.1] * 12 + [0.05],
         ),

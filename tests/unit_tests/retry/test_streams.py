@@ -115,7 +115,7 @@ def test_a_stream_that_breaks_is_interrupted(
     assert caught.value.delivered == text
     assert caught.value.__cause__ is error
     assert caught.value.__notes__ == [
-        f"not repeated: {len(text)} characters were delivered"
+        f"not retried: {len(text)} characters were already delivered"
     ]
     assert caught.value.attempts == 1
     assert (script.numbers, recorder.states, source.closed) == ([1], [], 1)

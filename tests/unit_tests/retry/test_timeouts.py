@@ -15,6 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from langchain_retryrouter import OpenAIChat, RetryPolicy, RetryRouter, RetryRouterError
+from langchain_retryrouter._retry.hedging import HedgedSource
 from langchain_retryrouter._retry.timeouts import (
     End,
     ThreadedStream,
@@ -218,11 +219,14 @@ def test_a_batch_is_answered_as_by_langchain() -> None:
             with pytest.raises(RetryRouterError):
                 list(method(["1", "2", "3"]))
         assert (model.batch([]), list(model.batch_as_completed([]))) == ([], [])
+        for method in (model.batch, model.batch_as_completed):
+            with pytest.raises(ValueError, match="max_concurrency"):
+                list(method(["1", "2"], {"max_concurrency": 0}))
 
 
 @pytest.mark.usefixtures("heeds_ctrl_c")
-@pytest.mark.parametrize("is_stream", [False, True])
-def test_a_signal_that_does_not_wake_its_caller_is_heard(is_stream: bool) -> None:
+@pytest.mark.parametrize("way", ["call", "stream", "hedge"])
+def test_a_signal_that_does_not_wake_its_caller_is_heard(way: str) -> None:
     """One that another thread receives interrupts no wait; the caller looks for it."""
     may_end = threading.Event()
 
@@ -234,9 +238,13 @@ def test_a_signal_that_does_not_wake_its_caller_is_heard(is_stream: bool) -> Non
         yield work()
 
     def ask() -> object:
-        if not is_stream:
+        if way == "call":
             return run_with_timeout(LONG, work)
-        return ThreadedStream(lambda: GeneratorSource(events())).next(LONG)
+        source = GeneratorSource(events())
+        if way == "stream":
+            return ThreadedStream(lambda: source).next(LONG)
+        race: Any = HedgedSource
+        return next(iter(race(None, source, LONG, lambda: None, bool)))
 
     began = time.monotonic()
     try:

@@ -165,7 +165,7 @@ def test_a_route_that_cannot_is_left_out(twin: Twin, options: dict[str, Any]) ->
     router = RetryRouter(routes=routes)
     if "strict" in options:  # It keeps the schema of a dict.
         router = RetryRouter(routes=[NoTools(), *routes[1:]])
-    with pytest.warns(UserWarning, match="route '.*' cannot be offered .* not asked"):
+    with pytest.warns(UserWarning, match="route '.*' cannot be offered .* is skipped"):
         bound = router.bind_tools(TOOLS, **options)
     answer = twin.invoke(bound, "hi")
     assert answer.response_metadata["retryrouter"]["route"] == "b"

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,6 +76,19 @@ def test_a_buffered_stream_has_no_early_token() -> None:
     assert new_router(model, retry_policy=policy).explain().first_token == 5
     buffered = new_router(model, retry_policy=policy, stream_recovery="buffer")
     assert buffered.explain().first_token is None
+
+
+def test_time_limits_of_attempts_limit_the_call() -> None:
+    """Without a deadline, a call without a stream ends when its attempts have ended."""
+    models = [ParrotFakeChatModel(), ParrotFakeChatModel()]
+    policy = RetryPolicy(attempt_timeout=10, max_retries=1)
+    said = router_of(*models, retry_policy=policy).explain()
+    assert said.seconds == 2 * (2 * 10 + policy.explain().waited)
+    assert f"without a stream: within {said.seconds:.1f} s" in str(said)
+    unlimited = RetryPolicy(attempt_timeout=math.inf)
+    assert router_of(*models, retry_policy=unlimited).explain().seconds is None
+    brief = RetryPolicy(attempt_timeout=10, deadline=30)
+    assert router_of(*models, retry_policy=brief).explain().seconds == 30
 
 
 class Failing(FakeListChatModel):

@@ -24,6 +24,7 @@ from langchain_retryrouter import (
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,
+    FakeClock,
     FaultyGateway,
     MissingDone,
     Step,
@@ -548,6 +549,60 @@ def test_what_was_already_delivered_brings_its_facts(way: Way) -> None:
 
 
 @streaming
+def test_what_was_already_delivered_is_not_joined_with_what_is_new(way: Way) -> None:
+    """A name in each chunk is there once, and blocks come without empty texts."""
+
+    def block(text: str) -> AIMessageChunk:
+        said: list[Any] = [{"type": "text", "text": text, "index": 0}]
+        return chunk(said, {"model_name": "m-2"})
+
+    first = Scripted(chunks=[block("one "), block("two ")], breaks=True)
+    ends = chunk("", STOP)
+    second = Scripted(chunks=[block("one "), block("two "), block("three"), ends])
+
+    answer = message_of(way, router_of(first, second, stream_recovery="continue"))
+
+    assert [part["text"] for part in answer.content] == ["one two ", "three"]
+    assert answer.response_metadata["model_name"] == "m-2"
+
+
+@every_way
+@pytest.mark.parametrize("content", ["Hi", ["Hi"]], ids=str)
+def test_content_that_is_called_standard_blocks_becomes_so(
+    way: Way, content: Any
+) -> None:
+    """A model with `output_version="v1"` may say so of what is not."""
+    said = chunk(content, {**STOP, "output_version": "v1"})
+    answer = message_of(way, router_of(Scripted(chunks=[said], output_version="v1")))
+    assert answer.text == "Hi"
+    assert all("type" in block for block in answer.content)
+
+
+CALL = chunk(tool_call_chunks=[tool_call_chunk(name="f", args="{}", id="1", index=0)])
+
+
+@streaming
+@pytest.mark.parametrize("repeats", ["", "I ", "I look. "])
+@pytest.mark.parametrize("takes_prefill", [False, True])
+def test_a_tool_call_behind_delivered_text_is_not_lost(
+    way: Way, repeats: str, *, takes_prefill: bool
+) -> None:
+    """It follows the text, or else the stream ends with an error."""
+    first = Scripted(chunks=[chunk("I look. ")], breaks=True)
+    second = Scripted(chunks=[chunk(repeats), CALL, chunk("", STOP)])
+    route = Route(model=second, supports_prefill=takes_prefill)
+    router = router_of(first, route, stream_recovery="continue")
+
+    if not takes_prefill and repeats != "I look. ":
+        with pytest.raises(StreamInterruptedError):
+            message_of(way, router)
+        return
+    answer = message_of(way, router)
+    assert [call["name"] for call in answer.tool_calls] == ["f"]
+    assert answer.text == "I look. " + ("I " if repeats == "I " else "")
+
+
+@streaming
 def test_a_stream_that_is_continued_is_seen_as_a_retry(way: Way) -> None:
     """Handlers and hooks hear of the break before the other route is asked."""
     seen: list[Any] = []
@@ -556,7 +611,9 @@ def test_a_stream_that_is_continued_is_seen_as_a_retry(way: Way) -> None:
         def on_retry(self, retry_state: RetryCallState, **_: Any) -> None:
             outcome = retry_state.outcome
             error = outcome.exception() if outcome else None
-            seen.append((retry_state.attempt_number, type(error), second.sent))
+            action = retry_state.next_action  # tenacity's own listeners read it.
+            assert action is not None
+            seen.append((retry_state.attempt_number, type(error), action.sleep))
 
     first = Scripted(chunks=[chunk("one ")], breaks=True)
     second = Scripted(chunks=[chunk("one two", STOP)])
@@ -568,8 +625,30 @@ def test_a_stream_that_is_continued_is_seen_as_a_retry(way: Way) -> None:
 
     event, told = seen
     assert (event.route, event.next_route) == ("a", "Scripted")
-    assert told[:2] == (1, StreamInterruptedError)
+    assert told == (1, StreamInterruptedError, 0)
     assert len(second.sent) == 1
+
+
+@streaming
+def test_no_stream_is_continued_after_its_deadline(way: Way) -> None:
+    """A listener that took its time is not followed by another request."""
+
+    class Slow(BaseCallbackHandler):
+        def on_retry(self, *_: Any, **__: Any) -> None:
+            clock.advance(20)
+
+    clock = FakeClock()
+    first = Scripted(chunks=[chunk("one ")], breaks=True)
+    second = Scripted(chunks=[chunk("one two", STOP)])
+    policy = RetryPolicy(max_retries=0, deadline=10)
+    fields: dict[str, Any] = {"retry_policy": policy, "stream_recovery": "continue"}
+    router = router_of(first, second, clock=clock, **fields)
+
+    with pytest.raises(StreamInterruptedError) as caught:
+        message_of(way, router, "hi", {"callbacks": [Slow()]})
+
+    assert caught.value.delivered == "one "
+    assert not second.sent
 
 
 CITED = {"type": "text", "citations": [{"cited_text": "a"}], "index": 0}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import BaseChatModel, FakeMessagesListChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
@@ -17,8 +18,10 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_openai import ChatOpenAI
 
 from langchain_retryrouter import (
+    ContentFilterError,
     InvalidRequestError,
     RateLimit,
+    RejectedAnswerError,
     RetryPolicy,
     RetryRouter,
     RetryRouterError,
@@ -106,6 +109,27 @@ def test_a_model_may_give_the_same_message_again(way: Way) -> None:
     assert "retryrouter" not in message.response_metadata
 
 
+@every_way
+@pytest.mark.parametrize("version", ["v0", "v1"])
+def test_a_model_may_give_the_same_chunks_again(way: Way, version: str) -> None:
+    """The router takes nothing out of them, such as the finish reason."""
+
+    class Keeping(Odd):
+        def _stream(self, *_: Any, **__: Any) -> Iterator[ChatGenerationChunk]:
+            yield from chunks
+
+    metadata = {"finish_reason": "stop", "model_name": "m"}
+    last = AIMessageChunk(
+        content="lo", response_metadata=metadata, chunk_position="last"
+    )
+    messages = [AIMessageChunk(content="Hel"), last]
+    chunks = [ChatGenerationChunk(message=message) for message in messages]
+    model = Keeping(results=[HELLO], output_version=version)
+    router = router_of(model, stream_recovery="continue")
+    assert [message_of(way, router).text for _ in range(3)] == ["Hello"] * 3
+    assert (last.content, last.chunk_position) == ("lo", "last")
+
+
 class Mapped(Odd):
     """Its streams are iterators, as the type of `_stream` allows, and no generators."""
 
@@ -149,16 +173,49 @@ def cache(request: pytest.FixtureRequest) -> Iterator[Any]:
     set_llm_cache(None)
 
 
+@every_way
 @pytest.mark.parametrize("accepts", [None, "Hello"])
 def test_only_a_good_answer_is_cached(
-    twin: Twin, cache: Any, accepts: str | None
+    way: Way, cache: Any, accepts: str | None
 ) -> None:
     """A bad one would be the answer for ever, and no retry would help."""
     model = Odd(results=[answer("Bad" if accepts else ""), HELLO], cache=cache)
     accept = (lambda message: message.text == accepts) if accepts else None
     router = router_of(model, retries=1, accept=accept, cache=False)
-    assert [twin.invoke(router, "hi").text for _ in range(3)] == ["Hello"] * 3
+    assert [message_of(way, router).text for _ in range(3)] == ["Hello"] * 3
     assert len(model.asked) == 2
+
+
+@every_way
+def test_a_cache_that_cannot_keep_an_answer_does_not_cost_it(way: Way) -> None:
+    """The answer is paid for, and is good."""
+
+    class Full(InMemoryCache):
+        def update(self, *_: Any) -> None:
+            text = "out of memory"
+            raise ConnectionError(text)
+
+    router = router_of(Odd(results=[HELLO], cache=Full()))
+    assert message_of(way, router).text == "Hello"
+
+
+@every_way
+def test_a_cached_answer_of_a_router_costs_nothing(way: Way) -> None:
+    """Its attempt log tells of what was sent and paid before."""
+    usage: Any = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
+    message = AIMessage("Hello", usage_metadata=usage)
+    model = Odd(results=[ChatResult(generations=[ChatGeneration(message=message)])])
+    priced = Route(model=model, input_price=1e6, output_price=1e6)
+    # Not streamed, since LangChain caches no streams.
+    fields: dict[str, Any] = {"cache": InMemoryCache(), "disable_streaming": True}
+    inner = router_of(priced, retries=1, **fields)
+    route = Route(model=inner, input_price=1, output_price=1)
+    with pytest.warns(UserWarning, match="repeats by itself"):
+        outer = router_of(route, cache=False)
+    lines = [log_of(message_of(way, outer))[0] for _ in range(2)]
+    assert ["inside" in line for line in lines] == [True, False]
+    assert [line["cost"] for line in lines] == [3, 0]
+    assert len(model.asked) == 1
 
 
 def test_an_answer_of_another_server_is_not_cached(twin: Twin, cache: Any) -> None:
@@ -253,6 +310,28 @@ def test_a_route_that_gets_free_is_found() -> None:
     assert time.monotonic() - began < 20
 
 
+def test_a_route_that_was_full_is_found_again(twin: Twin) -> None:
+    """A call that waits at a later route looks at those before it, too."""
+
+    class Freeing(BaseCallbackHandler):
+        def on_custom_event(self, *_: Any, **__: Any) -> None:
+            held.succeeded()
+
+    clock = FakeClock()
+    first = RateLimit(max_concurrency=1, clock=clock)
+    second = RateLimit(requests_per_minute=1, clock=clock)
+    held: Any = first.try_reserve(Size())
+    second.try_reserve(Size())
+    routes = [
+        Route(model=Odd(results=[answer(name)]), rate_limit=limit)
+        for name, limit in (("a", first), ("b", second))
+    ]
+    router = RetryRouter(routes=routes, clock=clock)
+    config = {"callbacks": [Freeing()]}
+    assert twin.invoke(router, "hi", config).text == "a"
+    assert sum(clock.sleeps) < 30
+
+
 def test_a_route_that_fails_quickly_is_not_the_fastest(twin: Twin) -> None:
     """Only answers are fast; a failure counts as slower than the slowest of them."""
     clock = FakeClock()
@@ -275,6 +354,28 @@ def test_a_route_that_fails_quickly_is_not_the_fastest(twin: Twin) -> None:
     assert len(sick.asked) <= 3
 
 
+def test_a_refused_prompt_does_not_make_a_route_slow(twin: Twin) -> None:
+    """A content filter's refusal is an answer: it is raised, and the route is well."""
+    clock = FakeClock()
+
+    def after(seconds: float, said: Any) -> Any:
+        def say(_: Any) -> Any:
+            clock.advance(seconds)
+            return said
+
+        return say
+
+    refusal = ContentFilterError("no")
+    fast = Odd(results=[after(1, HELLO), after(0.1, refusal), after(1, HELLO)])
+    slow = Odd(results=[after(5, HELLO)])
+    fields: dict[str, Any] = {"strategy": "least_latency", "seed": 1, "clock": clock}
+    router = RetryRouter(routes=[fast, slow], retry_policy=ONCE, **fields)
+    for _ in range(6):
+        with contextlib.suppress(ContentFilterError):
+            twin.invoke(router, "hi")
+    assert (len(fast.asked), len(slow.asked)) == (5, 1)
+
+
 # --- copies ---
 
 
@@ -288,6 +389,33 @@ def test_a_copy_with_other_routes_is_a_new_router(twin: Twin) -> None:
     assert [twin.invoke(turned, "hi").text for _ in range(2)] == ["a", "a"]
     shared = router.model_copy(update={"max_cost": None})
     assert [twin.invoke(one, "hi").text for one in (router, shared)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "field", ["affinity", "breaker_settings", "clock", "routes", "store", "strategy"]
+)
+def test_a_field_that_would_have_no_effect_cannot_be_set(field: str) -> None:
+    """What only the constructor reads is an error later; the rest may be set."""
+    router = router_of(Odd(results=[answer("a")]))
+    before = getattr(router, field)
+    with pytest.raises(AttributeError, match=rf"model_copy\(update={{'{field}'"):
+        setattr(router, field, None)
+    assert getattr(router, field) is before
+    router.stream_recovery = "error"
+    assert router.stream_recovery == "error"
+
+
+def test_a_copy_of_a_bound_router_keeps_what_is_bound(twin: Twin) -> None:
+    """With another strategy it still asks for the object, and refuses other answers."""
+    schema = {"title": "Age", "type": "object", "properties": {"age": {}}}
+    with FaultyGateway() as gateway:
+        gateway.always(Answer("I am old."))
+        router = RetryRouter(routes=[chat_openai(gateway)], retry_policy=ONCE)
+        chain: Any = router.with_structured_output({**schema, "required": ["age"]})
+        copy = chain.first.bound.model_copy(update={"strategy": "round_robin"})
+        with pytest.raises(RejectedAnswerError):
+            twin.invoke(copy, "hi")
+        assert "Age" in str(gateway.requests[0].json)
 
 
 def test_a_failure_is_told_once() -> None:

@@ -200,6 +200,17 @@ def test_the_faster_of_two_routes_leads() -> None:
     assert firsts(half_known, 100) == {1: 100}
 
 
+def test_an_outage_of_all_routes_is_soon_forgotten() -> None:
+    """Failures in turn do not add up: after them the faster route leads again."""
+    strategy = by_speed(1.0, 5.0)
+    for second in range(2_000):
+        strategy.measured(second % 2, 0.01, second / 10, has_failed=True)
+    for second in range(200, 500):
+        leader = strategy.order(second)[0]
+        strategy.measured(leader, (1.0, 5.0)[leader], second)
+    assert strategy.order(500)[0] == 0
+
+
 def test_of_many_the_slowest_never_leads() -> None:
     """The faster of two random ones leads, and the others follow by their speed."""
     strategy = by_speed(4.0, 1.0, 3.0, 2.0)

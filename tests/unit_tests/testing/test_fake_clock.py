@@ -53,7 +53,7 @@ def test_random_is_constant_or_a_series() -> None:
     assert [FakeClock(random=0.25).random() for _ in range(3)] == [0.25] * 3
     clock = FakeClock(random=(0.0, 0.9, 1.0))
     assert [clock.random(), clock.random()] == [0.0, 0.9]
-    for problem in (r"1.0 is outside", "used up"):
+    for problem in (r"in \[0, 1\), not 1.0", "used up"):
         with pytest.raises(ValueError, match=problem):
             clock.random()
 
