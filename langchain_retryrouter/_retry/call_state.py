@@ -176,9 +176,7 @@ class CallState(CallLog):
         """Tell observers, and rate limits, what the answer of an attempt says."""
         sent, usage = self._sent_attempt(number), facts.get("usage")
         if isinstance(usage, Mapping):
-            facts["usage"] = usage = usage_of(usage)
-        if sent is not None and isinstance(usage, Mapping):
-            sent.usage = usage
+            facts["usage"] = sent.usage = usage = usage_of(usage)
             counts = tokens_of(usage) if sent.reservations else None
             # No prompt has no tokens: 0 says nothing, but of an answer from a cache.
             if counts is not None and (any(counts) or "total_cost" in usage):
@@ -460,8 +458,7 @@ class CallState(CallLog):
 
     def read_headers(self, number: int, headers: Any) -> None:
         """Correct the rate limits by the headers of an attempt's answer, if there."""
-        sent = self._sent_attempt(number)
-        reserved = () if sent is None else sent.reservations
+        reserved = self._sent_attempt(number).reservations
         adaptive = [one for one in reserved if one.is_adaptive]
         if not (adaptive and isinstance(headers, Mapping)):
             return
@@ -472,23 +469,22 @@ class CallState(CallLog):
 
     def sent_inside(self, number: int, log: Mapping[str, Any] | None) -> None:
         """An attempt was a call with attempts of its own: each is a request."""
-        count, sent = requests_in(log), self._sent_attempt(number)
-        for one in sent.reservations if sent is not None else ():
+        count = requests_in(log)
+        for one in self._sent_attempt(number).reservations:
             one.requests = max(one.requests, count)
 
     def resent(self, number: int, failure: Failure) -> None:
         """An attempt sends its request again: one more for the rate limits."""
-        sent = self._sent_attempt(number)
-        for one in sent.reservations if sent is not None else ():
+        for one in self._sent_attempt(number).reservations:
             one.requests += 1
         super().resent(number, failure)
 
-    def _sent_attempt(self, number: int) -> AttemptRecord | None:
-        """The attempt of this number, if it is under way or the latest."""
+    def _sent_attempt(self, number: int) -> AttemptRecord:
+        """The attempt of this number, if it is under way or the latest; or an empty."""
         for sent in (self._current, self._hedge):
             if sent is not None and sent.number == number:
                 return sent
-        return None
+        return AttemptRecord(None)
 
     def skip_refused(self) -> None:
         """Move on past routes whose breakers are open, if another one is not."""

@@ -485,7 +485,7 @@ def _stop_all() -> None:
 class RedisStore(OneForAll):
     """Shares breakers, budgets and limits of the same name over Redis or Valkey.
 
-    Redis can never take a call down: calls do not wait for it, and while it is away
+    Redis can never take a call down: calls hardly wait for it, and while it is away
     each process decides by what it knows, and sends it afterwards. Two threads and two
     connections serve all stores of one address in a process; a connection is made
     within 250 ms and a command answered within 50 ms, or Redis is away. Survives forks.
