@@ -317,7 +317,7 @@ class CircuitBreaker(Shareable):
         0 if there is nothing to wait for.
         """
         if self._open_until is None:
-            return None if self._paused_until and self.pause else 0.0
+            return None if self.pause else 0.0
         with self._lock:
             if self._is_probing or self.retry_after > 0:
                 return None
