@@ -225,8 +225,10 @@ class CircuitBreaker(Shareable):
     @property
     def state(self) -> BreakerState:
         """What it does with a call now."""
-        with self._lock:
-            return self._state()
+        if (until := self._open_until) is None:
+            return BreakerState.CLOSED
+        is_open = self._left_until(until) > 0
+        return BreakerState.OPEN if is_open else BreakerState.HALF_OPEN
 
     @property
     def is_open(self) -> bool:
@@ -236,10 +238,8 @@ class CircuitBreaker(Shareable):
     @property
     def retry_after(self) -> float:
         """Seconds until a probe is admitted; 0 if it is not open."""
-        if self._open_until is None:  # Without the lock, since nearly all calls ask.
-            return 0.0
-        with self._lock:
-            return self._opens_in()
+        # Without the lock, since nearly all calls ask.
+        return 0.0 if (until := self._open_until) is None else self._left_until(until)
 
     # Used by the package. Each permit is settled once, by `succeeded`, `failed` or
     # `cancelled`.
@@ -267,7 +267,7 @@ class CircuitBreaker(Shareable):
         return answer
 
     def _decide(self, *, is_early: bool) -> Permit | Refusal:
-        state = self._state()
+        state = self.state
         if state is BreakerState.CLOSED:
             if pause := self.pause:
                 return Refusal(pause, _ASKED)
@@ -277,7 +277,7 @@ class CircuitBreaker(Shareable):
             or (state is BreakerState.OPEN and not is_early)
             or self._lease_wait(is_early=is_early) != 0
         ):
-            return Refusal(self._opens_in(), self._why)
+            return Refusal(self.retry_after, self._why)
         self._is_probing = self._was_probed = True
         return Permit(self._generation, is_probe=True)
 
@@ -319,9 +319,9 @@ class CircuitBreaker(Shareable):
         0 if there is nothing to wait for.
         """
         if self._open_until is None:
-            return None if self._paused_until and self.pause else 0.0
+            return None if self.pause else 0.0
         with self._lock:
-            if self._is_probing or self._opens_in() > 0:
+            if self._is_probing or self.retry_after > 0:
                 return None
             wait = self._lease_wait(is_early=False)
         self._send()
@@ -395,13 +395,13 @@ class CircuitBreaker(Shareable):
         """
         with self._lock:
             held = _bounded(seconds)
-            if held <= self._opens_in():
+            if held <= self.retry_after:
                 until = self._clock.monotonic() + held
                 self._held_until = max(self._held_until, until)
                 is_new = not self._shared.is_open
                 state = self._reported
             else:
-                is_open = self._state() is not BreakerState.CLOSED
+                is_open = self.state is not BreakerState.CLOSED
                 is_held = not why and (self._is_held or not is_open)
                 self._open(held, 0.0 if why else held, is_held=is_held)
                 self._why = why
@@ -440,7 +440,7 @@ class CircuitBreaker(Shareable):
         Two such requests open the breaker for all.
         """
         with self._lock:
-            if self._state() is BreakerState.CLOSED:
+            if self.state is BreakerState.CLOSED:
                 voter = f"{self._me()}:{request}"
                 self._vote(voter, "the key was refused", is_felt=False)
         self._send()
@@ -455,7 +455,7 @@ class CircuitBreaker(Shareable):
             self._shared.outbox.append([action, me, *args])
 
     def _vote(self, voter: str, why: str, *, is_felt: bool = True) -> None:
-        pause = _ms(self._opens_in() or self.recovery_time)
+        pause = _ms(self.retry_after or self.recovery_time)
         window, quorum = _ms(self.window), self.quorum if is_felt else 2
         self._tell("vote", voter, pause, window, quorum, int(is_felt), why)
 
@@ -471,7 +471,7 @@ class CircuitBreaker(Shareable):
         args = [shared.lease]
         if outcome == "failed":
             held = self._left_until(self._held_until)
-            args += [_ms(self._opens_in()), _ms(held)]
+            args += [_ms(self.retry_after), _ms(held)]
         self._tell(outcome, *args)
         shared.lease, shared.lease_ends = 0, 0.0
         return True
@@ -526,7 +526,7 @@ class CircuitBreaker(Shareable):
                     shared.lease_ends = now + _LEASE
                 elif reply is not None:
                     shared.denied_until = now + _PROBE_INTERVAL
-                    self._was_probed = self._was_probed or self._opens_in() > 0
+                    self._was_probed = self._was_probed or self.retry_after > 0
             elif reply is None and action not in {"see", "renew"}:
                 shared.has_unsent = True
 
@@ -543,7 +543,7 @@ class CircuitBreaker(Shareable):
                 self._tell("see")
             if shared.has_unsent:
                 shared.has_unsent = False
-                left = _ms(self._opens_in())
+                left = _ms(self.retry_after)
                 held = _ms(self._left_until(self._held_until))
                 if held:
                     self._tell("hold", held, 1, _ASKED)
@@ -582,7 +582,7 @@ class CircuitBreaker(Shareable):
                     self._change(open_until=None)
                     state = BreakerState.CLOSED
             elif generation < shared.generation and opens < 0:  # It was emptied.
-                if shared.is_open and (left := _ms(self._opens_in())):
+                if shared.is_open and (left := _ms(self.retry_after)):
                     held = _ms(self._left_until(self._held_until))
                     self._tell("restore", shared.generation, left, held, self._why)
                 elif self._open_until is None:
@@ -596,14 +596,6 @@ class CircuitBreaker(Shareable):
         super().forked()
         self._is_probing = False
         self._shared = _Shared(self._shared.generation, is_open=self._shared.is_open)
-
-    def _state(self) -> BreakerState:
-        if self._open_until is None:
-            return BreakerState.CLOSED
-        return BreakerState.OPEN if self._opens_in() > 0 else BreakerState.HALF_OPEN
-
-    def _opens_in(self) -> float:
-        return 0.0 if self._open_until is None else self._left_until(self._open_until)
 
     def _left_until(self, moment: float) -> float:
         return max(0.0, moment - self._clock.monotonic())

@@ -259,10 +259,8 @@ class RateLimit(Shareable):
         for number, value in numbers.items():
             allowed, is_met = "a finite number, more than 0", is_positive(value)
             if number == "max_concurrency":
-                allowed, is_met = (
-                    "a whole number, 1 or more",
-                    is_met and is_whole(value),
-                )
+                allowed = "a whole number, 1 or more"
+                is_met = is_met and is_whole(value)
             is_met, advice = is_met or value is None, "; leave it out for no limit"
             require(number, value, allowed, is_met=is_met, advice=advice)
         flags = {"adaptive": adaptive, "strict": strict}

@@ -246,16 +246,6 @@ class OpenAILLM(OpenAIConnection):
     """Changes how likely each token is."""
     seed: int | None = None
     """Makes the sampling as repeatable as the provider can."""
-    temperature: float | None = None
-    """The sampling temperature; None for the provider's own."""
-    max_tokens: int | None = None
-    """The most tokens of an answer."""
-    top_p: float | None = None
-    """Total probability mass of tokens to consider at each step."""
-    frequency_penalty: float | None = None
-    """Penalizes repeated tokens according to frequency."""
-    presence_penalty: float | None = None
-    """Penalizes repeated tokens."""
 
     _refuse_bools = field_validator(
         *("n", "seed", "best_of", "batch_size", "max_tokens", "temperature", "top_p"),
@@ -310,7 +300,7 @@ class OpenAILLM(OpenAIConnection):
         raise NotImplementedError
 
     def _check_numbers(self) -> None:
-        size, most = self.batch_size, self.max_tokens
+        size, most = self.batch_size, getattr(self, "max_tokens", None)
         require("batch_size", size, "1 or more", is_met=size >= 1)
         is_met = most is None or most >= -1
         require("max_tokens", most, "-1, 0 or more, or None", is_met=is_met)
@@ -499,11 +489,15 @@ class BaseOpenAI(OpenAILLM):
     """The models of `/v1/completions`: the base of `OpenAI` and `AzureOpenAI`."""
 
     temperature: float = 0.7
+    """The sampling temperature."""
     max_tokens: int | None = 256
     """The most tokens of an answer; -1 for as many as fit behind the prompt."""
     top_p: float = 1
+    """Total probability mass of tokens to consider at each step."""
     frequency_penalty: float = 0
+    """Penalizes repeated tokens according to frequency."""
     presence_penalty: float = 0
+    """Penalizes repeated tokens."""
     best_of: int = 1
     """Answers to generate; the best `n` of them are returned."""
     logprobs: int | None = None
@@ -832,9 +826,17 @@ class OpenAIChat(OpenAILLM):
     `retry_policy=RetryPolicy(max_retries=...)`. Give one of both."""
     prefix_messages: list[Any] = Field(default_factory=list)
     """Messages before each prompt, as dicts or LangChain's."""
+    temperature: float | None = None
+    """The sampling temperature; None for the provider's own."""
     max_tokens: int | None = None
     """The most tokens of an answer; -1 or None for no limit but the provider's. Sent as
     `max_completion_tokens` to models that refuse `max_tokens`."""
+    top_p: float | None = None
+    """Total probability mass of tokens to consider at each step."""
+    frequency_penalty: float | None = None
+    """Penalizes repeated tokens according to frequency."""
+    presence_penalty: float | None = None
+    """Penalizes repeated tokens."""
     logprobs: bool | None = None
     """Whether to report the probability of each token."""
     top_logprobs: int | None = None

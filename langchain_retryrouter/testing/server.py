@@ -388,8 +388,7 @@ class FaultyGateway:
 
     async def __aenter__(self) -> Self:
         """Start."""
-        self.start()
-        return self
+        return self.__enter__()
 
     async def __aexit__(self, *_: object) -> None:
         """Stop, without blocking the event loop."""
