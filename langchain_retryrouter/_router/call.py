@@ -195,7 +195,7 @@ class RouterCall:
             self._conversation = conversation_of(request.messages, metadata)
         now, is_open = clock.monotonic(), memory.is_open
         order = memory.order.order(now, is_open, self._conversation)
-        order = [index for index in order if not router.routes[index].unfit]
+        order = [index for index in order if not router.routes[index].status.unfit]
         skipped, error = skipped_routes([router.routes[i] for i in order], request)
         if error is None:
             order = [i for i in order if router.routes[i].name not in skipped]
@@ -499,8 +499,9 @@ class RouterCall:
         """The attempt that has just begun, on the route at `position`."""
         position = self._state.position if position is None else position
         route = self._routes[position]
-        if route.by_tool is not None and route.name in self._memory.output.refused:
-            route = route.by_tool
+        by_tool = route.status.by_tool
+        if by_tool is not None and route.name in self._memory.output.refused:
+            route = by_tool
         number, began = self._state.attempts, self._clock.monotonic()
         attempt = RouteAttempt(route, position, number, began)
         attempt.is_strict = route.name in self._strict
@@ -556,7 +557,7 @@ class RouterCall:
         loop, and they say nothing about the provider: the request is sent as it was.
         """
         named = self._name(error, attempt)
-        name, by_tool = attempt.route.name, attempt.route.by_tool
+        name, by_tool = attempt.route.name, attempt.route.status.by_tool
         is_missing = named.kind is FailureKind.NOT_FOUND
         if is_of_closed_loop(error):
             resent = attempt.facts["resent"] = attempt.facts.get("resent", 0) + 1

@@ -56,9 +56,7 @@ _OBJECTS: Final = frozenset(
     | {"api_key_function", "rate_limiter"}
 )
 """Fields that plain data cannot express."""
-_FILLED_IN: Final = frozenset(
-    {"by_tool", "ignored", "pool_id", "profile", "route_cost", "source", "unfit"}
-)
+_FILLED_IN: Final = frozenset({"pool_id", "profile", "source"})
 """Fields that the router or LangChain fills in."""
 _TABLES: Final[Mapping[str, Callable[..., Any]]] = {
     "retry_policy": RetryPolicy,

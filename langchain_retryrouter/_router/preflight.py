@@ -401,7 +401,7 @@ def worst_case(
     most = policy.deadline or math.inf
     costs = []
     for route in routes:
-        cost, remarks = route.route_cost, []
+        cost, remarks = route.status.cost, []
         requests, money = attempts * cost.requests, None
         if cost.disabled_retries:
             remarks.append(f"{cost.disabled_retries} switched off")

@@ -25,7 +25,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar
 
@@ -125,6 +125,22 @@ class RouteCost:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class RouteStatus:
+    """What a router has found out about a route.
+
+    `cost` is what an attempt costs at most. `by_tool` is the same route asking for an
+    object by a tool, which is asked if its provider refuses the format in which it is
+    asked first. `unfit` is why it cannot be asked, in a router with tools bound to it,
+    and `ignored` an argument of `bind_tools` that its integration drops.
+    """
+
+    cost: RouteCost = RouteCost()
+    by_tool: Route | None = None
+    unfit: str = ""
+    ignored: str = ""
+
+
 Accept: TypeAlias = Callable[..., bool | str | Awaitable[bool | str]]
 """A function of an answer that says whether it is taken: True, False or a reason."""
 
@@ -167,11 +183,6 @@ class Route(Serializable):
         api_key_function: A function that returns the key, called for each
             request; see `pool`.
         pool_id: What the routes that `pool` makes have in common.
-        by_tool: This route, asking for an object by a tool; what is asked if its
-            provider refuses the format in which it is asked first.
-        route_cost: What an attempt costs at most; the router fills it in.
-        unfit: Why this route cannot be asked, in a router with tools bound to it.
-        ignored: An argument of `bind_tools` that its integration drops.
         source: The string or table of a config that the model was made of.
     """
 
@@ -198,12 +209,9 @@ class Route(Serializable):
     accept: Accept | None = Field(default=None, exclude=True, repr=False)
     api_key_function: KeyFunction | None = Field(default=None, exclude=True, repr=False)
     pool_id: str = Field(default="", repr=False)
-    by_tool: Route | None = Field(default=None, exclude=True, repr=False)
-    route_cost: RouteCost = Field(default=RouteCost(), exclude=True, repr=False)
-    unfit: str = Field(default="", exclude=True, repr=False)
-    ignored: str = Field(default="", exclude=True, repr=False)
     source: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
 
+    _status: RouteStatus = PrivateAttr(default_factory=RouteStatus)
     _own_tools: list[Any] = PrivateAttr(default_factory=list)
     # By the hash of the key, so that copies of the route share them.
     _keyed: dict[bytes, tuple[Any, Any]] = PrivateAttr(default_factory=dict)
@@ -268,6 +276,17 @@ class Route(Serializable):
                 )
             )
         return routes
+
+    @property
+    def status(self) -> RouteStatus:
+        """What its router has found out about it."""
+        return self._status
+
+    def with_status(self, **changes: Any) -> Route:
+        """A copy of this route with another status."""
+        copy = self.model_copy()
+        copy._status = replace(self._status, **changes)  # noqa: SLF001 - a Route
+        return copy
 
     @property
     def models(self) -> list[BaseChatModel]:
@@ -461,17 +480,12 @@ class Route(Serializable):
         cost = RouteCost(
             disabled.requests,
             disabled.waited,
-            self.route_cost.disabled_retries or disabled.disabled,
+            self.status.cost.disabled_retries or disabled.disabled,
             tuple(text for text in warned if text),
         )
-        return self.model_copy(
-            update={
-                "model": disabled.model,
-                "name": name,
-                "options": {**disabled.options, **self.options},
-                "route_cost": cost,
-            }
-        )
+        options = {**disabled.options, **self.options}
+        update = {"model": disabled.model, "name": name, "options": options}
+        return self.model_copy(update=update).with_status(cost=cost)
 
     def size_of(self, messages: list[BaseMessage], options: Mapping[str, Any]) -> Size:
         """The size of a request to this route."""
@@ -512,7 +526,8 @@ class Route(Serializable):
         options["tools"] = [*own, *offered]
         if not options["tools"]:
             del options["tools"]  # Providers refuse an empty list.
-        return route.model_copy(update={"options": options, "ignored": request.ignored})
+        route = route.model_copy(update={"options": options})
+        return route.with_status(ignored=request.ignored)
 
     def _bind_tools(self, request: ToolsRequest) -> Any:
         tools, kwargs = request.tools, dict(request.kwargs)
@@ -565,7 +580,7 @@ class Route(Serializable):
                     native, by_tool = ask("json_schema", strict=strict), None
                     with contextlib.suppress(ValueError):
                         by_tool = ask("function_calling", strict=strict)
-                    return native.model_copy(update={"by_tool": by_tool})
+                    return native.with_status(by_tool=by_tool)
             return ask("function_calling", strict=strict)
         options = {} if strict is None else {"strict": strict}
         asked = {"method": method, **options}

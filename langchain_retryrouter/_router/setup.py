@@ -220,7 +220,7 @@ def prepare_routes(routes: list[Route]) -> list[Route]:
     if found := [
         f"route {route.name!r} {text}"
         for route in prepared
-        for text in route.route_cost.warnings
+        for text in route.status.cost.warnings
     ]:
         # Past the two `__init__`s, to the code that makes the router.
         warnings.warn("; ".join(found), UserWarning, stacklevel=4)
@@ -271,14 +271,15 @@ def bound_routes(
             bound.append(bind(route))
         except (TypeError, ValueError) as error:
             errors.append(error)
-            bound.append(route.model_copy(update={"unfit": str(error)}))
+            bound.append(route.with_status(unfit=str(error)))
     if len(errors) == len(bound):
         raise type(errors[0])("; ".join(map(str, errors))) from errors[0]
     for route in bound:
-        if route.unfit:
-            memory.warn_once(f"{route.unfit}; this route is skipped")
-        elif route.ignored:
+        status = route.status
+        if status.unfit:
+            memory.warn_once(f"{status.unfit}; this route is skipped")
+        elif status.ignored:
             model = type(route.model).__name__
-            text = f"route {route.name!r} ignores {route.ignored}: so does {model}"
+            text = f"route {route.name!r} ignores {status.ignored}: so does {model}"
             memory.warn_once(text)
     return bound

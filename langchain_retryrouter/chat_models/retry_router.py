@@ -575,7 +575,7 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
         }
         return preflight.worst_case(
             limited_policy(self.retry_policy, self._memory.places),
-            [route for route in self.routes if not route.unfit],
+            [route for route in self.routes if not route.status.unfit],
             after,
             stream_recovery=self.stream_recovery,
             tokens={"input_tokens": input_tokens, "output_tokens": output_tokens},

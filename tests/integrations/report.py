@@ -104,7 +104,7 @@ def _line(row: Row, tried: int, wrong: int) -> str:
     package = row.package.replace("_", "-")
     with serve(row.protocol, Script()) as provider:
         model = row.model(provider.url)
-        cost = RetryRouter(routes=[model]).routes[0].route_cost
+        cost = RetryRouter(routes=[model]).routes[0].status.cost
         retries = "; ".join(cost.warnings) or (
             f"switched off: {cost.disabled_retries}"
             if cost.disabled_retries
