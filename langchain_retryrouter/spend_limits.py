@@ -1,7 +1,7 @@
 """`SpendLimit`: money that may be spent in an hour, a day or a month.
 
 An attempt reserves what it may cost before it is sent, and settles what it has cost
-when it is over. `_router/limits.py` asks the limits of a call's routes.
+when it is over. `_router/costs.py` asks the limits of a call's routes.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ from langchain_retryrouter._retry.timeouts import (
     refuse_given_up,
     reraise_lost_cancellation,
 )
-from langchain_retryrouter._router.limits import CallCosts, limited_policy
+from langchain_retryrouter._router.costs import CallCosts
 from langchain_retryrouter._router.outcomes import (
     AnswerJudge,
     CallersError,
@@ -89,6 +89,7 @@ from langchain_retryrouter._router.setup import (
     RouterFields,
     RouterMemory,
     check_action,
+    limited_policy,
 )
 from langchain_retryrouter.errors import BASE_ERRORS, LengthLimitError, RetryRouterError
 from langchain_retryrouter.failures import FAILURE_ACTIONS, FailureAction, FailureKind

@@ -60,7 +60,6 @@ from langchain_retryrouter._router.call import (
     RouterCall,
     info_of,
 )
-from langchain_retryrouter._router.limits import limited_policy
 from langchain_retryrouter._router.models import NamedKeys
 from langchain_retryrouter._router.preflight import RoutingWorstCase
 from langchain_retryrouter._router.route import Accept, Route
@@ -574,7 +573,7 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
             if kind is not FailureKind.LENGTH or failover.hears_length
         }
         return preflight.worst_case(
-            limited_policy(self.retry_policy, self._memory.places),
+            setup.limited_policy(self.retry_policy, self._memory.places),
             [route for route in self.routes if not route.status.unfit],
             after,
             stream_recovery=self.stream_recovery,

@@ -1,4 +1,4 @@
-"""What limits the attempts of one call: time and money.
+"""What the attempts of one call cost, and may cost.
 
 `CallCosts` prices the lines of an attempt log. If the call has a `max_cost`, or its
 routes a `SpendLimit`, it also reserves an estimate before each attempt, and settles it
@@ -24,26 +24,12 @@ from langchain_retryrouter._router.route import Route
 from langchain_retryrouter._shared import is_positive, require
 from langchain_retryrouter.circuit_breaker import Refusal
 from langchain_retryrouter.errors import SpendLimitError
-from langchain_retryrouter.policy import RetryPolicy, with_limits
 from langchain_retryrouter.spend_limits import Price, SpendLimit, SpendReservation
 
-_DEFAULT_LIMITS: Final = (300.0, 60.0, 60.0)  # Of an attempt, first token, and stall.
 _MOST_OUTPUT: Final = 4096  # Tokens of an answer at most, where nothing says it.
 _LEARNING: Final = 0.2  # The weight of the last answer in the mean.
 _ROUNDING: Final = 1e-12
 _MARGIN: Final = 3  # Tokens of a prompt at most, as a multiple of the estimate.
-
-
-def limited_policy(policy: RetryPolicy, places: int) -> RetryPolicy:
-    """A policy with a router's time limits where it sets none.
-
-    `places` are the addresses that the router asks: where a route's share of the
-    deadline is less than a limit, it is left to the call.
-    """
-    attempt, first_token, stall = _DEFAULT_LIMITS
-    share = (policy.deadline or math.inf) / places
-    limits = [limit if limit < share else None for limit in (attempt, first_token)]
-    return with_limits(policy, (*limits, stall))
 
 
 OutputSizes: TypeAlias = dict[str, tuple[float, int]]
