@@ -403,8 +403,8 @@ class CallState(CallLog):
         self._cancel(self._current)
         self._refund()
 
-    def deadline_exceeded(self) -> bool:
-        """Whether the coming wait no longer fits, since a listener took its time."""
+    def stop_if_late(self) -> bool:
+        """Stop if the coming wait no longer fits, since a listener took its time."""
         decision = self.decision
         if not isinstance(decision, Retry) or decision.delay < self.remaining():
             return False
@@ -495,7 +495,7 @@ class CallState(CallLog):
             self.position += 1
 
     def resume(self) -> bool:
-        """Whether an interrupted stream may be continued, and on which route."""
+        """Move on to a route that continues an interrupted stream; False for none."""
         self.decision = None  # What follows may be refused, and breaks nothing off.
         return self.remaining() > 0 and (self.failover() or self._resort() is not None)
 

@@ -415,7 +415,7 @@ class RetryController:
 
     def begin_wait(self, seconds: float) -> None:
         """A wait begins, unless a slow listener used up the time for it."""
-        if self.call_state.deadline_exceeded() and self._last_error is not None:
+        if self.call_state.stop_if_late() and self._last_error is not None:
             self._is_over = True
             raise self._last_error
         self.call_state.waits(seconds)

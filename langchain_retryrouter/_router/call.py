@@ -292,7 +292,7 @@ class RouterCall:
                 self._keep_conversation()  # The caller has left a stream that was well.
             self._state.end(error)
             return False
-        if self._can_continue(error):
+        if self._begin_continuation(error):
             return True
         final = self._final_error(error)
         self._state.end(final)
@@ -335,8 +335,8 @@ class RouterCall:
         is_raised = bool(error.delivered) or self._state.is_raised
         return lead_of([*self._failures, error], is_raised=is_raised)
 
-    def _can_continue(self, error: RetryRouterError) -> bool:
-        """Whether another attempt continues a stream that broke after its first token.
+    def _begin_continuation(self, error: RetryRouterError) -> bool:
+        """Let another attempt continue a stream that broke, if one can; whether it does.
 
         Tool calls, images and refused answers are never continued. After thoughts
         without any text, another attempt begins its answer anew.
