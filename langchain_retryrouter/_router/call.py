@@ -336,7 +336,7 @@ class RouterCall:
         return lead_of([*self._failures, error], is_raised=is_raised)
 
     def _begin_continuation(self, error: RetryRouterError) -> bool:
-        """Let another attempt continue a stream that broke, if one can; whether it does.
+        """Let another attempt continue a stream that broke; whether one can.
 
         Tool calls, images and refused answers are never continued. After thoughts
         without any text, another attempt begins its answer anew.
