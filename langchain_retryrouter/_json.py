@@ -2,6 +2,7 @@
 
 Python's reader raises RecursionError for what is nested too deeply, and what is nearly
 as deep raises it later, when it is printed, copied or written. So depth is limited.
+`excerpt` quotes what cannot be read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pydantic_core import from_json
 MAX_DEPTH: Final = 100
 """How deep an answer may be nested; those of providers have a dozen levels."""
 
+_EXCERPT: Final = 200  # Characters.
 _TOO_DEEP: Final = f"it is nested more than {MAX_DEPTH} levels deep"
 
 
@@ -62,3 +64,13 @@ def cut(document: Any) -> Any:
         return {name: shorten(one, depth - 1) for name, one in inner.items()}
 
     return shorten(document, MAX_DEPTH) if is_deep(document) else document
+
+
+def excerpt(text: bytes | str) -> str:
+    """How a text begins, in one line, to be quoted."""
+    start = text[: 4 * _EXCERPT]
+    if isinstance(start, bytes):
+        start = start.decode("utf-8", "replace")
+    words = " ".join(start.split())
+    is_whole = len(words) <= _EXCERPT and len(text) <= 4 * _EXCERPT
+    return words if is_whole else f"{words[:_EXCERPT]}…"

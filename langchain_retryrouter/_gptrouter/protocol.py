@@ -35,6 +35,7 @@ from langchain_retryrouter._gptrouter.connection import (
     GatewayConnection,
     GPTRouterModel,
 )
+from langchain_retryrouter._json import excerpt
 from langchain_retryrouter._providers import errors as provider_errors
 from langchain_retryrouter._providers.finish_reasons import says_failed
 from langchain_retryrouter._retry.call_log import AttemptRecord, Subject
@@ -438,6 +439,7 @@ class ModelList:
 
 # --- responses ----------------------------------------------------------------------
 
+_OF_ERRORS: Final = frozenset({"error", "object", "type"})  # Fields of no whole answer.
 REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 _COUNTS: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
 # More is not a count of tokens, and too large for many a reader.
@@ -591,8 +593,13 @@ def read_answer(
 
 def read_response(data: Mapping[str, Any]) -> GatewayResponse:
     """The answer in a gateway's JSON."""
-    if (report := provider_errors.read_event(data)) is not None:
-        raise report.to_error(GPT_ROUTER_ERRORS)
+    choices = data.get("choices")
+    parts = [data, *choices] if isinstance(choices, list) else []
+    names = {name for one in parts if isinstance(one, dict) for name in one}
+    if not choices or not names.isdisjoint(_OF_ERRORS):
+        report = provider_errors.read_event(data)
+        if report is not None:
+            raise report.to_error(GPT_ROUTER_ERRORS)
     try:
         response = GatewayResponse.model_validate(data)
     except ValidationError as error:
@@ -609,7 +616,7 @@ def read_response(data: Mapping[str, Any]) -> GatewayResponse:
 
 def _check_reason(reason: str | None) -> None:
     """Raise if a provider ended an answer because it failed."""
-    if says_failed(reason):
+    if reason != "stop" and says_failed(reason):
         msg = f"the provider ended the answer with finish_reason {reason!r}"
         raise GPT_ROUTER_ERRORS[FailureKind.SERVER_ERROR](msg)
 
@@ -830,7 +837,6 @@ _WORD: Final = re.compile(r"[\w./:-]+")
 _OK: Final = 200
 _REDIRECT: Final = 300
 _NOT_ACCEPTABLE: Final = 406
-_EXCERPT: Final = 200  # Characters.
 _OPAQUE: Final = (500, {"error": "Something went wrong"})
 
 
@@ -891,9 +897,3 @@ def interrupted() -> RetryRouterError:
 def is_opaque(error: RetryRouterError) -> bool:
     """Whether the gateway hides a cause that it would tell in a stream."""
     return (error.status_code, error.body) == _OPAQUE
-
-
-def excerpt(body: bytes) -> str:
-    """How `body` begins, as text."""
-    text = body[: 4 * _EXCERPT].decode("utf-8", "replace").strip()
-    return text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]}…"

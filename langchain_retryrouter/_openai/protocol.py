@@ -21,13 +21,11 @@ from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 from langchain_retryrouter._providers.errors import read_event
 from langchain_retryrouter._providers.finish_reasons import kind_of, says_failed
 from langchain_retryrouter._retry.streaming import ChunkInfo
-from langchain_retryrouter._shared import require
 from langchain_retryrouter.failures import FailureKind
 
 ATTEMPT_LOG: Final = "retryrouter"
 """The field of an answer, or of a stream's last chunk, that holds the attempt log."""
 
-_EXCERPT: Final = 80
 _EVENT_FIELDS: Final = ("data:", "event:", "id:", "retry:", ":")
 _LARGEST_COUNT: Final = 2**63 - 1
 # Fields that the SDK's objects always have, and answers often leave out.
@@ -115,8 +113,9 @@ def check_choices(request: Mapping[str, Any], *, streaming: bool) -> None:
     given = {name: request.get(name) for name in ("n", "best_of")}
     n, best_of = (1 if value is None else value for value in given.values())
     for name, value in (("n", n), ("best_of", best_of)):
-        is_met = isinstance(value, int) and value >= 1
-        require(name, value, "1 or more", is_met=is_met)
+        if not isinstance(value, int) or value < 1:
+            msg = f"{name} must be 1 or more, not {value!r}"
+            raise ValueError(msg)
         if streaming and value > 1:
             msg = f"a stream carries one answer, so {name}={value} cannot be streamed"
             raise ValueError(msg)
@@ -173,10 +172,8 @@ def _raise_malformed(what: str) -> NoReturn:
 
 def _excerpt(text: Any) -> str:
     """The beginning of a page or text, to be quoted."""
-    words = "" if text is None else " ".join(str(text).split())
-    if not words:
-        return "an empty body"
-    return repr(words if len(words) <= _EXCERPT else f"{words[:_EXCERPT]}…")
+    words = "" if text is None else _json.excerpt(str(text))
+    return repr(words) if words else "an empty body"
 
 
 def _raise_reported(document: Any, event: str = "message") -> None:
@@ -188,7 +185,8 @@ def _raise_reported(document: Any, event: str = "message") -> None:
     if may_report and (report := read_event(document, event)) is not None:
         raise report.to_error(OPENAI_ERRORS)
     for choice in choices:
-        if says_failed(reason := get(choice, "finish_reason")):
+        reason = get(choice, "finish_reason")
+        if reason != "stop" and says_failed(reason):
             message = f"the provider ended the answer with finish_reason {reason!r}"
             raise OPENAI_ERRORS[FailureKind.SERVER_ERROR](message)
 

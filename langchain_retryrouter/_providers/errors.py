@@ -45,7 +45,6 @@ from langchain_retryrouter.failures import FailureKind, classify, is_retryable
 
 _OK, _REDIRECT, _BAD_REQUEST, _END_OF_STATUSES = 200, 300, 400, 600
 _REQUEST_TIMEOUT, _TOO_MANY_REQUESTS, _SERVER_ERROR = 408, 429, 500
-_EXCERPT: Final = 200
 _LONGEST_TEXT: Final = 10_000  # Patterns are not searched for in megabytes.
 _DEEPEST: Final = 5  # An error inside an error inside ...
 
@@ -109,7 +108,7 @@ def read_response(
     sentence = _shorten(_sentence_in(facts, body), _LONGEST_TEXT)
     raw = _mapping(facts.get("metadata")).get("raw")
     if isinstance(raw, str) and raw:  # OpenRouter hands on its provider's answer.
-        sentence = f"{sentence}: {_excerpt(raw)}"
+        sentence = f"{sentence}: {_json.excerpt(raw)}"
     # The page of a proxy or a firewall is not the provider's word.
     text = " ".join(
         part[:_LONGEST_TEXT]
@@ -132,7 +131,7 @@ def read_response(
     code = words[0] if words and facts.get("code", "") is not None else None
     if status is not None:
         if status < _BAD_REQUEST and (place := fields.get("location")):
-            place = _excerpt(place)
+            place = _json.excerpt(place)
             refused = f"not redirected to {place} with the API key."
             sentence = f"{refused} {sentence}".rstrip()
         if sentence or not fallback:
@@ -426,7 +425,7 @@ def _sentence_in(facts: Mapping[str, Any], body: Any) -> str:
         if isinstance(sentence := facts.get(key), str) and sentence:
             return sentence
     if isinstance(body, str):
-        return _excerpt(body)
+        return _json.excerpt(body)
     is_shown = isinstance(body, Mapping) or (isinstance(body, list) and not facts)
     return json.dumps(body, default=str) if body and is_shown else ""
 
@@ -455,10 +454,6 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def _mappings(value: Any) -> list[Mapping[str, Any]]:
     items = value if isinstance(value, list) else ()
     return [one for one in items if isinstance(one, Mapping)]
-
-
-def _excerpt(text: str) -> str:
-    return _shorten(" ".join(text.split()), _EXCERPT)
 
 
 def _shorten(text: str, length: int) -> str:

@@ -220,6 +220,13 @@ class StreamCheck:
         )
 
 
+def is_more_than_text(chunk: ChatGenerationChunk) -> bool:
+    """Whether a chunk has a part of a tool call, an image, or the like."""
+    message = chunk.message
+    is_call = bool(getattr(message, "tool_call_chunks", ()))
+    return is_call or (not chunk.text.strip() and has_answer(message))
+
+
 def has_answer(message: BaseMessage) -> bool:
     """Whether there is text, a tool call or other content; thoughts are not enough."""
     kwargs, content = message.additional_kwargs, message.content

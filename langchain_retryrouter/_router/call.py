@@ -40,6 +40,7 @@ from langchain_retryrouter._providers.errors import (
 from langchain_retryrouter._providers.finish_reasons import (
     StreamCheck,
     check_result,
+    is_more_than_text,
     reason_in,
 )
 from langchain_retryrouter._providers.history import fit_history, foreign_response_id
@@ -71,7 +72,6 @@ from langchain_retryrouter._router.outcomes import (
     PrefixFilter,
     RouteAttempt,
     StreamBlocks,
-    is_more_than_text,
     kept_apart,
     lead_of,
     whole_message,
@@ -81,6 +81,7 @@ from langchain_retryrouter._router.outcomes import (
 from langchain_retryrouter._router.preflight import (
     ModelRequest,
     conversation_of,
+    limited_policy,
     skipped_routes,
 )
 from langchain_retryrouter._router.route import in_blocks, rate_limits_of
@@ -89,7 +90,6 @@ from langchain_retryrouter._router.setup import (
     RouterFields,
     RouterMemory,
     check_action,
-    limited_policy,
 )
 from langchain_retryrouter.errors import BASE_ERRORS, LengthLimitError, RetryRouterError
 from langchain_retryrouter.failures import FAILURE_ACTIONS, FailureAction, FailureKind

@@ -25,7 +25,7 @@ from langchain_core.messages.ai import add_usage
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.outputs.chat_generation import merge_chat_generation_chunks
 
-from langchain_retryrouter._providers.finish_reasons import has_answer, kind_of
+from langchain_retryrouter._providers.finish_reasons import is_more_than_text, kind_of
 from langchain_retryrouter._retry.timeouts import reraise_lost_cancellation
 from langchain_retryrouter._router.route import Accept, Route, in_blocks
 from langchain_retryrouter.errors import (
@@ -310,13 +310,6 @@ def kept_apart(content: Any, passes: int) -> Any:
         return {**block, "index": new}
 
     return list(map(with_index, content)) if isinstance(content, list) else content
-
-
-def is_more_than_text(chunk: ChatGenerationChunk) -> bool:
-    """Whether a chunk has a part of a tool call, an image, or the like."""
-    message = chunk.message
-    is_call = bool(getattr(message, "tool_call_chunks", ()))
-    return is_call or (not chunk.text.strip() and has_answer(message))
 
 
 def whole_message(chunks: list[ChatGenerationChunk]) -> BaseMessage:

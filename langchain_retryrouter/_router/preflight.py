@@ -28,7 +28,7 @@ from langchain_retryrouter._router.route import Route
 from langchain_retryrouter._shared import is_number, require
 from langchain_retryrouter.errors import ContextLengthError
 from langchain_retryrouter.failures import FailureAction, FailureKind, is_retryable
-from langchain_retryrouter.policy import RetryPolicy
+from langchain_retryrouter.policy import RetryPolicy, with_limits
 from langchain_retryrouter.spend_limits import SpendLimit
 
 logger = logging.getLogger(__name__)
@@ -105,6 +105,8 @@ def _canonical(content: Any) -> str:
 
 # --- needs ----------------------------------------------------------------------------
 
+# Seconds of an attempt, until the first token, and of a silence.
+_TIME_LIMITS: Final = (300.0, 60.0, 60.0)
 _MARGIN: Final = 1.1  # A count that is 10 % above the limit leaves no doubt.
 # Every tokenizer in use splits at these places at least, so pieces are a lower bound.
 # A Chinese, Japanese or Korean token has seldom more than three characters. The vowel
@@ -362,6 +364,18 @@ class RoutingWorstCase:
             if kinds:
                 lines.append(f"{effect}: {', '.join(kinds)}")
         return "\n".join(lines)
+
+
+def limited_policy(policy: RetryPolicy, places: int) -> RetryPolicy:
+    """A policy with a router's time limits where it sets none.
+
+    `places` are the addresses that the router asks: where a route's share of the
+    deadline is less than a limit, it is left to the call.
+    """
+    attempt, first_token, stall = _TIME_LIMITS
+    share = (policy.deadline or math.inf) / places
+    limits = [limit if limit < share else None for limit in (attempt, first_token)]
+    return with_limits(policy, (*limits, stall))
 
 
 def worst_case(

@@ -211,7 +211,6 @@ class Route(Serializable):
     pool_id: str = Field(default="", repr=False)
     source: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
 
-    _status: RouteStatus = PrivateAttr(default_factory=RouteStatus)
     _own_tools: list[Any] = PrivateAttr(default_factory=list)
     # By the hash of the key, so that copies of the route share them.
     _keyed: dict[bytes, tuple[Any, Any]] = PrivateAttr(default_factory=dict)
@@ -277,15 +276,15 @@ class Route(Serializable):
             )
         return routes
 
-    @property
+    @functools.cached_property
     def status(self) -> RouteStatus:
         """What its router has found out about it."""
-        return self._status
+        return RouteStatus()
 
     def with_status(self, **changes: Any) -> Route:
         """A copy of this route with another status."""
         copy = self.model_copy()
-        copy._status = replace(self._status, **changes)  # noqa: SLF001 - a Route
+        vars(copy)["status"] = replace(self.status, **changes)
         return copy
 
     @property

@@ -5,7 +5,6 @@ All of this happens when a router is built, and none of it in a call.
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -27,7 +26,7 @@ from langchain_retryrouter._secrets import nearest, shown
 from langchain_retryrouter._shared import require
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
 from langchain_retryrouter.failures import FailureAction, FailureKind
-from langchain_retryrouter.policy import RetryBudget, RetryPolicy, with_limits
+from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 from langchain_retryrouter.rate_limits import RateLimit
 from langchain_retryrouter.spend_limits import SpendLimit
 
@@ -36,9 +35,6 @@ BREAKER_DEFAULTS: Final = CircuitBreakerSettings(
 )
 """Of the breakers of a router's routes; what is left out is `CircuitBreaker`'s own."""
 
-
-# Seconds of an attempt, until the first token, and of a silence.
-_TIME_LIMITS: Final = (300.0, 60.0, 60.0)
 
 FailoverRule: TypeAlias = (
     dict[FailureKind | type[Exception], FailureAction]
@@ -137,18 +133,6 @@ class RouterMemory:
         if text not in self._warned:
             self._warned.add(text)
             warnings.warn(text, UserWarning, stacklevel=3)
-
-
-def limited_policy(policy: RetryPolicy, places: int) -> RetryPolicy:
-    """A policy with a router's time limits where it sets none.
-
-    `places` are the addresses that the router asks: where a route's share of the
-    deadline is less than a limit, it is left to the call.
-    """
-    attempt, first_token, stall = _TIME_LIMITS
-    share = (policy.deadline or math.inf) / places
-    limits = [limit if limit < share else None for limit in (attempt, first_token)]
-    return with_limits(policy, (*limits, stall))
 
 
 def breaker_settings(value: Any) -> CircuitBreakerSettings | None:

@@ -573,7 +573,7 @@ class RetryRouter(SharingModel, RetryVisibleChatModel):
             if kind is not FailureKind.LENGTH or failover.hears_length
         }
         return preflight.worst_case(
-            setup.limited_policy(self.retry_policy, self._memory.places),
+            preflight.limited_policy(self.retry_policy, self._memory.places),
             [route for route in self.routes if not route.status.unfit],
             after,
             stream_recovery=self.stream_recovery,
