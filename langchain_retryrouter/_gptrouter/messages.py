@@ -264,6 +264,7 @@ def read_result(
         extra = {
             "function_call": choice.function_call,
             "reasoning_content": getattr(choice, "reasoning_content", None),
+            "refusal": getattr(choice, "refusal", None),
         }
         citations = _new(_new([], choice.citations), response.citations)
         cited = {"citations": citations} if citations else {}
@@ -347,6 +348,8 @@ class ChunkReader:
         extra: dict[str, Any] = {}
         if reasoning := protocol.read_reasoning(data):
             extra["reasoning_content"] = reasoning
+        if isinstance(refusal := data.get("refusal"), str):
+            extra["refusal"] = refusal
         if function := data.get("function_call"):
             for piece in self._function.read([{"index": 0, "function": function}]):
                 name = _without_none(name=piece["name"])
@@ -388,7 +391,7 @@ def assemble(
 ) -> protocol.GatewayResponse:
     """The answer that a whole stream of events adds up to, with one choice."""
     is_complete, calls, function = False, CallReader(), CallReader()
-    texts, thoughts = list[str](), list[str]()
+    texts, thoughts, refusals = list[str](), list[str](), list[str]()
     citations, found = list[Any](), dict[str, Any]()
     choice: dict[str, Any] = {"index": 0, "role": "assistant"}
     for event in events:
@@ -399,6 +402,7 @@ def assemble(
         if event.event == "update":
             texts.append(data.get("text") or "")
             thoughts.append(protocol.read_reasoning(data) or "")
+            refusals.append(data.get("refusal") or "")
             calls.read(data.get("tool_calls"))
             if data.get("function_call"):
                 function.read([{"index": 0, "function": data["function_call"]}])
@@ -418,6 +422,7 @@ def assemble(
     choice |= {
         "text": "".join(texts),
         "reasoning_content": "".join(thoughts),
+        "refusal": "".join(refusals) or None,
         "tool_calls": calls.whole(),
         "function_call": next((one["function"] for one in function.whole()), None),
     }

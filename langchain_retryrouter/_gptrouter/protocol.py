@@ -446,6 +446,7 @@ _COUNTS: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
 _LARGEST_COUNT: Final = 2**63 - 1
 _MOST_DIGITS: Final = 19
 # An answer has been paid for: where metadata has another type, it is left out.
+_PARTS: Final = ("tool_calls", "function_call", "refusal")
 _CHOICE_METADATA: Final = {"index": int, "role": str, "citations": list}
 _TEXTS: Final = ("id", "model", "providerId", "provider_id", "modelId", "model_id")
 _RESPONSE_METADATA: Final = {**dict.fromkeys(_TEXTS, str), "citations": list}
@@ -503,6 +504,7 @@ class GatewayChoice(models.Choice):
     function_call: OpenAIFunctionCall | None = None
     tool_calls: Annotated[list[OpenAIToolCall] | None, _OPTIONAL] = None
     reasoning_content: Annotated[str | None, _OPTIONAL] = None
+    refusal: Annotated[str | None, _OPTIONAL] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -514,13 +516,12 @@ class GatewayChoice(models.Choice):
         reasoning = read_reasoning(data)
         message = data.get("message")
         if isinstance(message, dict):
-            names = ("tool_calls", "function_call")
-            said = {n: message[n] for n in names if message.get(n) is not None}
+            said = {n: message[n] for n in _PARTS if message.get(n) is not None}
             if (content := message.get("content")) is not None:
                 said["text"] = _text_of(content)
             choice = {**said, **choice}
             reasoning = reasoning or read_reasoning(message)
-        elif not (reasoning or data.keys() & {"text", "tool_calls", "function_call"}):
+        elif not (reasoning or data.keys() & {"text", *_PARTS}):
             msg = "neither a text nor a call"
             raise ValueError(msg)
         if choice.get("finish_reason") == "":
@@ -749,8 +750,8 @@ class EventReader:
         if event.event == "update":
             text = data.get("text") or ""
             # Calls and reasoning are tokens too: the caller is handed them.
-            calls = data.get("tool_calls") or data.get("function_call")
-            is_token = bool(text or calls or read_reasoning(data))
+            is_more = any(data.get(name) for name in _PARTS)
+            is_token = bool(text or is_more or read_reasoning(data))
             reason: str | None = None
             if "finish_reason" in data:
                 self.is_chat = True

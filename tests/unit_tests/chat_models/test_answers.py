@@ -11,8 +11,10 @@ from langchain_core.messages import HumanMessage, trim_messages
 from pydantic import ValidationError
 
 from langchain_retryrouter import (
+    ContentFilterError,
     GPTRouterModel,
     MalformedResponseError,
+    RetryRouter,
     StreamInterruptedError,
 )
 from langchain_retryrouter.testing import (
@@ -268,6 +270,25 @@ def test_a_message_may_have_parts(env: Env, content: list[Any]) -> None:
     message = env.ask("invoke")
     assert message.text == "The end."
     assert message.additional_kwargs["reasoning_content"] == "Hm."
+
+
+@pytest.mark.parametrize("way", [*WAYS, "inside"])
+def test_a_refusal_is_kept_and_is_none_of_a_routers_answers(env: Env, way: str) -> None:
+    """OpenAI's models refuse beside the text, which a caller has to see."""
+    refused = {"content": None, "refusal": "I cannot."}
+    step = whole({"message": refused, "finish_reason": "stop"})
+    if way != "invoke":
+        pieces = [update(refusal=piece) for piece in ("I ", "cannot.")]
+        step = event_stream(*pieces, update(finish_reason="stop"), END)
+    env.gateway.script(*[Status(500)] * (way == "inside"), step)
+    answer = env.ask(way)
+    assert (answer.text, answer.additional_kwargs["refusal"]) == ("", "I cannot.")
+    if way != "inside":
+        env.gateway.script(step)
+        fields = {"streaming": True} if way == "streaming invoke" else {}
+        router = RetryRouter(routes=[env.llm(**fields)])
+        with pytest.raises(ContentFilterError, match="I cannot"):
+            env.message(way, router)
 
 
 def test_a_choice_without_anything_is_no_answer(env: Env) -> None:
