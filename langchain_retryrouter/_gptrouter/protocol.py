@@ -750,7 +750,7 @@ class EventReader:
         if event.event == "update":
             text = data.get("text") or ""
             # Calls and reasoning are tokens too: the caller is handed them.
-            is_more = any(data.get(name) for name in _PARTS)
+            is_more = not text and any(data.get(name) for name in _PARTS)
             is_token = bool(text or is_more or read_reasoning(data))
             reason: str | None = None
             if "finish_reason" in data:
