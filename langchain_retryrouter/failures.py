@@ -7,6 +7,7 @@ responses and exceptions are in `_providers/errors.py`.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -169,112 +170,107 @@ _STOPPED: Final = (
 # What providers write, in lower case; a code is read as words, so that
 # `model_not_found` is "model not found". Each alternative is one or several wordings
 # that tests/unit_tests/data/provider_answers.json shows. The first match counts.
-_BY_WORDS: Final = tuple(
-    (kind, re.compile("|".join(patterns)))
-    for kind, patterns in (
+_BY_WORDS: Final = (
+    (
+        FailureKind.CONTEXT_OVERFLOW,
         (
-            FailureKind.CONTEXT_OVERFLOW,
-            (
-                rf"{_CONTEXT}.{{0,60}}(?:exceed|overflow|too (?:long|large)|maximum)",
-                rf"(?:exceed|overflow|longer than|maximum).{{0,60}}{_CONTEXT}",
-                r"context the overflows|prompt 超长",
-                r"(?:prompt|inputs?|messages?) (?:is|are) too (?:long|large)",
-                r"too (?:long|large) for .{0,80}\bmodel\b",
-                r"\brequest too large for\b",
-                r"max(?:imum)? (?:prompt|input) length",
-                r"(?:prompt|input|messages?) exceeds? (?:the )?max(?:imum)? length",
-                r"tokens? count.{0,30}only supports",
-                r"(?:input|prompt|total).{0,40}tokens?\b.{0,40}exceed",
-                r"exceed.{0,40}(?:number of tokens|model token limit)",
-                r"too many (?:input )?tokens:",
-                r"must have less than \d+ tokens",
-                r"max.new.tokens` must be <=",
-                r"reduce (?:the length of|your) (?:the )?(?:message|prompt|input)",
-                r"range of input length",
-            ),
+            rf"{_CONTEXT}.{{0,60}}(?:exceed|overflow|too (?:long|large)|maximum)",
+            rf"(?:exceed|overflow|longer than|maximum).{{0,60}}{_CONTEXT}",
+            r"context the overflows|prompt 超长",
+            r"(?:prompt|inputs?|messages?) (?:is|are) too (?:long|large)",
+            r"too (?:long|large) for .{0,80}\bmodel\b",
+            r"\brequest too large for\b",
+            r"max(?:imum)? (?:prompt|input) length",
+            r"(?:prompt|input|messages?) exceeds? (?:the )?max(?:imum)? length",
+            r"tokens? count.{0,30}only supports",
+            r"(?:input|prompt|total).{0,40}tokens?\b.{0,40}exceed",
+            r"exceed.{0,40}(?:number of tokens|model token limit)",
+            r"too many (?:input )?tokens:",
+            r"must have less than \d+ tokens",
+            r"max.new.tokens` must be <=",
+            r"reduce (?:the length of|your) (?:the )?(?:message|prompt|input)",
+            r"range of input length",
         ),
+    ),
+    (
+        FailureKind.CONTENT_FILTER,
         (
-            FailureKind.CONTENT_FILTER,
-            (
-                r"content ?(?:management |filtering |exists )?(?:polic|filter|risk)",
-                r"policy ?violation|usage (?:guideline|polic)",
-                r"safety system",
-                r"(?:input|prompt|request|message|content).{0,60}\bflagged",
-                r"(?:inappropriate|unsafe|sensitive|harmful|nsfw)(?: or \w+)? content",
-                r"sensitive information|\b(?:in|out)put (?:new )?sensitive|敏感内容",
-                r"requires moderation",
-                rf"{_STOPPED}.{{0,80}}\bguardrail|\bguardrail.{{0,80}}{_STOPPED}",
-            ),
+            r"content ?(?:management |filtering |exists )?(?:polic|filter|risk)",
+            r"policy ?violation|usage (?:guideline|polic)",
+            r"safety system",
+            r"(?:input|prompt|request|message|content).{0,60}\bflagged",
+            r"(?:inappropriate|unsafe|sensitive|harmful|nsfw)(?: or \w+)? content",
+            r"sensitive information|\b(?:in|out)put (?:new )?sensitive|敏感内容",
+            r"requires moderation",
+            rf"{_STOPPED}.{{0,80}}\bguardrail|\bguardrail.{{0,80}}{_STOPPED}",
         ),
+    ),
+    (
+        FailureKind.QUOTA,
         (
-            FailureKind.QUOTA,
-            (
-                r"exceeded (?:your )?current quota|\bfree (?:\w+ )?quota",
-                r"(?:insufficient|not enough) (?:quota|balance|credit|fund)",
-                r"balance.{0,30}insufficient|overdue|余额不足|欠费",
-                r"key limit exceeded \(",
-                # What is given once, or for a day or longer, and is used up.
-                r"(?:credit|balance).{0,30}(?:too low|exhausted|depleted|\$0)",
-                r"(?:credits|trial|free tier).{0,30}(?:exhausted|used up|expired)",
-                r"(?:out of|any|enough|used (?:all|up)|depleted)(?: \w+){0,4} credits",
-                r"used up(?: \w+){0,4} (?:allocation|allowance)",
-                r"(?:spend(?:ing)?|usage|credit) (?:limit|quota)",
-                r"\bbilling\b",
-                r"payment (?:required|method)",
-                r"quota reached|budget (?:has been )?exceeded|arrearage|good standing",
-                r"(?:per|/)[ -]?(?:day|week|month|24 ?h)|\b[rt]pd\b",
-                r"\b(?:daily|weekly|monthly|today's) .{0,30}(?:limit|quota|allo[cw])",
-            ),
+            r"exceeded (?:your )?current quota|\bfree (?:\w+ )?quota",
+            r"(?:insufficient|not enough) (?:quota|balance|credit|fund)",
+            r"balance.{0,30}insufficient|overdue|余额不足|欠费",
+            r"key limit exceeded \(",
+            # What is given once, or for a day or longer, and is used up.
+            r"(?:credit|balance).{0,30}(?:too low|exhausted|depleted|\$0)",
+            r"(?:credits|trial|free tier).{0,30}(?:exhausted|used up|expired)",
+            r"(?:out of|any|enough|used (?:all|up)|depleted)(?: \w+){0,4} credits",
+            r"used up(?: \w+){0,4} (?:allocation|allowance)",
+            r"(?:spend(?:ing)?|usage|credit) (?:limit|quota)",
+            r"\bbilling\b",
+            r"payment (?:required|method)",
+            r"quota reached|budget (?:has been )?exceeded|arrearage|good standing",
+            r"(?:per|/)[ -]?(?:day|week|month|24 ?h)|\b[rt]pd\b",
+            r"\b(?:daily|weekly|monthly|today's) .{0,30}(?:limit|quota|allo[cw])",
         ),
+    ),
+    (
+        FailureKind.AUTHENTICATION,
         (
-            FailureKind.AUTHENTICATION,
-            (
-                r"api[ -]?key.{0,30}(?:not valid|invalid|expired|incorrect|missing)",
-                r"api[ -]?key not found|security token.{0,30}(?:invalid|expired)",
-                r"(?:invalid|incorrect|expired|missing|no) (?:api[ -]?key|auth)",
-                r"(?:invalid|incorrect|expired|missing|no) credentials",
-                r"authentication (?:failed|fails)",
-            ),
+            r"api[ -]?key.{0,30}(?:not valid|invalid|expired|incorrect|missing)",
+            r"api[ -]?key not found|security token.{0,30}(?:invalid|expired)",
+            r"(?:invalid|incorrect|expired|missing|no) (?:api[ -]?key|auth)",
+            r"(?:invalid|incorrect|expired|missing|no) credentials",
+            r"authentication (?:failed|fails)",
         ),
+    ),
+    (
+        FailureKind.PERMISSION,
         (
-            FailureKind.PERMISSION,
-            (
-                r"(?:location|country|region).{0,30}not (?:supported|available)",
-                r"unsupported country",
-            ),
+            r"(?:location|country|region).{0,30}not (?:supported|available)",
+            r"unsupported country",
         ),
+    ),
+    (
+        FailureKind.NOT_FOUND,
         (
-            FailureKind.NOT_FOUND,
-            (
-                r"\bmodel.{0,100}?\b(?:not exist|not found|no longer|decommissioned)",
-                r"\bmodel.{0,100}?\b(?:been|is|was) (?:deprecated|retired|removed)",
-                r"\bmodel (?:`[^`]+` |'[^']+' )?(?:is )?not (?:supported|available)",
-                r"(?:invalid|unknown|unsupported|no such) model(?: name| id|:|$)",
-                r"not a valid model|model identifier is invalid",
-                r"unavailable model|模型不存在",
-            ),
+            r"\bmodel.{0,100}?\b(?:not exist|not found|no longer|decommissioned)",
+            r"\bmodel.{0,100}?\b(?:been|is|was) (?:deprecated|retired|removed)",
+            r"\bmodel (?:`[^`]+` |'[^']+' )?(?:is )?not (?:supported|available)",
+            r"(?:invalid|unknown|unsupported|no such) model(?: name| id|:|$)",
+            r"not a valid model|model identifier is invalid",
+            r"unavailable model|模型不存在",
         ),
-        # An error without a status, as inside a stream, may be one that passes.
-        (FailureKind.RATE_LIMIT, (r"rate limit|too many requests|throttl",)),
-        (
-            FailureKind.UNAVAILABLE,
-            (r"overloaded|capacity|is busy|slow down|loading",),
-        ),
-    )
+    ),
+    # An error without a status, as inside a stream, may be one that passes.
+    (FailureKind.RATE_LIMIT, (r"rate limit|too many requests|throttl",)),
+    (
+        FailureKind.UNAVAILABLE,
+        (r"overloaded|capacity|is busy|slow down|loading",),
+    ),
 )
-_SHORT_WINDOW: Final = re.compile(
-    r"(?:per|/) ?(?:sec(?:ond)?|min(?:ute)?|hour)\b|\d (?:rpm|tpm)\b"
-)
+_SHORT_WINDOW: Final = r"(?:per|/) ?(?:sec(?:ond)?|min(?:ute)?|hour)\b|\d (?:rpm|tpm)\b"
 # What a sentence only quotes: names that the caller chose, such as a function's or a
 # schema's, paths of fields, what was sent, and addresses.
-_QUOTED: Final = re.compile(
+_QUOTED: Final = (
     r"\b((?:function|tool|schema|response_format|named?|title|field|propert(?:y|ies)"
     r"|param(?:eter)?|argument|model|class|object|for|at) )(['\"`])[^\s'\"`]+\2"
     r"|\b\w+(?:\[[^\]\s]{0,80}\])?(?:\.(?!\w+(?:error|exception)\b)[\w\[\]]+){2,}(?!\w)"
     r"|(?<=\w)\[[^\]\s]{1,80}\]|\binput_value=[^\n]*|https?://[^\s'\"<>\\]+"
 )
 # A limit of the answer's length, and not of what it answers: Amazon's, and Groq's.
-_OF_THE_OUTPUT: Final = re.compile(
+_OF_THE_OUTPUT: Final = (
     r"maximum tokens you requested|\bmax (?:completion |output )?tokens\W? must be"
 )
 _LONGEST_TEXT: Final = 10_000
@@ -297,6 +293,12 @@ class Failure:
         return is_retryable(self.kind) and self.should_retry is not False
 
 
+@functools.cache
+def _patterns() -> tuple[tuple[FailureKind, re.Pattern[str]], ...]:
+    """`_BY_WORDS`, compiled at the first failure, and not when all is imported."""
+    return tuple((kind, re.compile("|".join(words))) for kind, words in _BY_WORDS)
+
+
 def is_retryable(kind: FailureKind) -> bool:
     """Whether another attempt on the same route may succeed after such a failure."""
     return kind in _RETRYABLE
@@ -311,7 +313,7 @@ def classify(
     where its code, such as `insufficient_quota`, says nothing that is known.
     """
     code = code or ""
-    message = _QUOTED.sub(r"\1\2…\2", message[:_LONGEST_TEXT].lower())
+    message = re.sub(_QUOTED, r"\1\2…\2", message[:_LONGEST_TEXT].lower())
     for kind in _kinds_said(status_code, code, message):
         if status_code is None or kind in _SHARPENED.get(status_code, ()):
             return kind
@@ -332,12 +334,14 @@ def _kinds_said(
     # Of a key without money a 401 says so by its code.
     for text in (code,) if status_code == HTTPStatus.UNAUTHORIZED else (code, message):
         words = text.replace("_", " ")
-        for kind, pattern in _BY_WORDS:
-            if kind is FailureKind.QUOTA and _SHORT_WINDOW.search(words):
+        for kind, pattern in _patterns():
+            if kind is FailureKind.QUOTA and re.search(_SHORT_WINDOW, words):
                 continue  # A limit per minute passes, whatever the sentence calls it.
             if status_code is not None and is_retryable(kind):
                 continue
-            if kind is FailureKind.CONTEXT_OVERFLOW and _OF_THE_OUTPUT.search(words):
+            if kind is FailureKind.CONTEXT_OVERFLOW and re.search(
+                _OF_THE_OUTPUT, words
+            ):
                 continue
             if pattern.search(words):
                 yield kind

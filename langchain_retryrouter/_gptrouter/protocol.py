@@ -617,7 +617,7 @@ def read_response(data: Mapping[str, Any]) -> GatewayResponse:
 
 def _check_reason(reason: str | None) -> None:
     """Raise if a provider ended an answer because it failed."""
-    if reason != "stop" and says_failed(reason):
+    if reason and reason != "stop" and says_failed(reason):
         msg = f"the provider ended the answer with finish_reason {reason!r}"
         raise GPT_ROUTER_ERRORS[FailureKind.SERVER_ERROR](msg)
 
