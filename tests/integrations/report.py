@@ -76,7 +76,8 @@ def write_page(results: dict[tuple[str, str, str], bool]) -> None:
         warnings.simplefilter("ignore")  # They are the other packages'.
         lines = [_line(row, tried[name], wrong[name]) for name, row in rows.items()]
         gc.collect()  # Here, where what they leave open is no error.
-    faults = dict.fromkeys(column for _, column, _ in results)
+    columns = {column for _, column, _ in results}
+    faults = dict.fromkeys(one for _, one, _ in cells() if one in columns)
     total = (
         f"{dt.datetime.now(dt.UTC).date()}, langchain-core {version('langchain-core')}:"
         f" {len(results):,} of {len(cells()):,} cells tried with commit {_commit()},"
