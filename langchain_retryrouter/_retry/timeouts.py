@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import os
 import queue
@@ -348,31 +347,45 @@ def run_bounded(
     """The place and the result of each request as it comes; `send` runs in threads.
 
     After an error nothing more is sent. After Ctrl-C, or if the rest is not wanted, the
-    requests under way are given up.
+    requests under way are given up. A caller that takes its time delays none of them.
     """
     places = iter(range(len(requests)))
     ended: queue.SimpleQueue[tuple[int, Result[Answer]]] = queue.SimpleQueue()
     aborts: dict[int, Callable[[], None]] = {}
+    context, lock = copy_context(), threading.RLock()
+    begun, is_over = 0, False
+
+    def start() -> None:
+        nonlocal begun
+        if (place := next(places, None)) is not None:
+            job = partial(work, place)
+            aborts[place] = context.copy().run(run_in_worker, job)
+            begun += 1
 
     def work(place: int) -> None:
-        ended.put((place, _outcome(partial(send, requests[place]))))
-
-    def start(count: int) -> None:
-        for place in itertools.islice(places, count):
-            aborts[place] = run_in_worker(partial(work, place))
-
-    has_failed = False
-    try:
-        start(at_once)
-        while aborts:
-            place, result = take(ended, None)
+        nonlocal is_over
+        result = _outcome(partial(send, requests[place]))
+        with lock:
             del aborts[place]
-            has_failed = has_failed or result[1] is not None
-            if not has_failed:
-                start(1)
-            yield place, result
+            if result[1] is None and not is_over:
+                _, error = _outcome(start)  # Such as one of a full machine.
+                result = result if error is None else (None, error)
+            is_over = is_over or result[1] is not None
+        ended.put((place, result))
+
+    try:
+        with lock:
+            for _ in range(min(at_once, len(requests))):
+                start()
+        taken = 0
+        while taken < begun:
+            yield take(ended, None)
+            taken += 1
     except BaseException:  # Such as Ctrl-C, which only this thread sees.
-        for abort in aborts.values():
+        with lock:
+            is_over = True
+            left = [*aborts.values()]
+        for abort in left:
             abort()
         raise
 

@@ -224,6 +224,16 @@ def test_a_batch_is_answered_as_by_langchain() -> None:
                 list(method(["1", "2"], {"max_concurrency": 0}))
 
 
+def test_a_slow_reader_delays_no_request_of_a_batch() -> None:
+    """The next request is sent when one is answered, not when its answer is read."""
+    with FaultyGateway() as gateway:
+        model = gpt_router(gateway, "m")
+        found = model.batch_as_completed(["hi"] * 5, {"max_concurrency": 2})
+        next(found)
+        eventually(lambda: len(gateway.requests) == 5)
+        assert len(list(found)) == 4
+
+
 @pytest.mark.usefixtures("heeds_ctrl_c")
 @pytest.mark.parametrize("way", ["call", "stream", "hedge"])
 def test_a_signal_that_does_not_wake_its_caller_is_heard(way: str) -> None:
