@@ -97,6 +97,7 @@ _CALLBACKS_WARNING: Final = (
     "has callbacks, which are not called, since the run that handlers see is the"
     " router's: give them to the router"
 )
+_NOT_ASKED: Final = "The cache could not be asked for an answer"
 _NOT_CACHED: Final = "An answer could not be kept in the cache"
 _M = TypeVar("_M", bound=BaseMessage)
 # Cached properties of a route that follow from its fields.
@@ -647,7 +648,7 @@ class Route(Serializable):
     ) -> tuple[ChatResult, CacheEntry | None]:
         """The model's answer, or its cache's, and where a good one is to be kept."""
         place = self._place_in_cache(messages, options)
-        if place is not None and (hit := place[0].lookup(*place[1])) is not None:
+        if place is not None and (hit := _look_up(*place)) is not None:
             return ChatResult(generations=_copied(hit, is_free=True)), None
         if self._streaming is True and self._can_stream(options, is_async=False):
             chunks, _ = self.stream(messages, options)
@@ -662,7 +663,7 @@ class Route(Serializable):
     ) -> tuple[ChatResult, CacheEntry | None]:
         """Async variant of `generate`."""
         place = self._place_in_cache(messages, options)
-        if place is not None and (hit := await place[0].alookup(*place[1])) is not None:
+        if place is not None and (hit := await _alook_up(*place)) is not None:
             return ChatResult(generations=_copied(hit, is_free=True)), None
         if self._streaming is True and self._can_stream(options, is_async=True):
             chunks, _ = await self.astream(messages, options)
@@ -732,6 +733,26 @@ class Route(Serializable):
             return None
         prompt = dumps([m.model_copy(update={"id": None}) for m in messages])
         return cache, (prompt, dumps([self.identity, options]))
+
+
+def _look_up(cache: BaseCache, key: tuple[str, str]) -> Sequence[Generation] | None:
+    """What a cache has; one that cannot be asked has nothing, and fails no route."""
+    try:
+        return cache.lookup(*key)
+    except Exception:
+        logger.warning(_NOT_ASKED, exc_info=True)
+        return None
+
+
+async def _alook_up(
+    cache: BaseCache, key: tuple[str, str]
+) -> Sequence[Generation] | None:
+    """Async variant of `_look_up`."""
+    try:
+        return await cache.alookup(*key)
+    except Exception:
+        logger.warning(_NOT_ASKED, exc_info=True)
+        return None
 
 
 class CacheEntry(NamedTuple):

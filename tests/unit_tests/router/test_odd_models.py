@@ -187,16 +187,22 @@ def test_only_a_good_answer_is_cached(
 
 
 @every_way
-def test_a_cache_that_cannot_keep_an_answer_does_not_cost_it(way: Way) -> None:
-    """The answer is paid for, and is good."""
+@pytest.mark.parametrize("method", ["lookup", "update"])
+def test_a_cache_that_is_away_costs_no_answer(way: Way, method: str) -> None:
+    """Nor is it the provider's failure, which would open its breaker."""
 
-    class Full(InMemoryCache):
-        def update(self, *_: Any) -> None:
-            text = "out of memory"
-            raise ConnectionError(text)
+    class Away(InMemoryCache):
+        pass
 
-    router = router_of(Odd(results=[HELLO], cache=Full()))
-    assert message_of(way, router).text == "Hello"
+    def fail(*_: Any) -> None:
+        text = "connection refused"
+        raise ConnectionRefusedError(text)
+
+    setattr(Away, method, fail)
+    router = router_of(Odd(results=[HELLO], cache=Away()))
+    message = message_of(way, router)
+    assert message.text == "Hello"
+    assert [line["outcome"] for line in log_of(message)] == ["ok"]
 
 
 @every_way
