@@ -681,7 +681,8 @@ class RateLimit(Shareable):
         """Ask the store for more, if it is time."""
         if (store := self._store) is None:
             return
-        store.wake()
+        if not is_due:  # The store asks when it is due, and may be closed by now.
+            store.wake()
         with self._lock:
             args = self._next_question(store, is_due=is_due)
         if args is not None:

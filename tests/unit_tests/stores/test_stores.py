@@ -27,7 +27,7 @@ from langchain_retryrouter import (
     RetryBudget,
     SpendLimit,
 )
-from langchain_retryrouter._shared import BUDGET
+from langchain_retryrouter._shared import BUDGET, Shareable
 from langchain_retryrouter.circuit_breaker import BreakerState, Refusal
 from langchain_retryrouter.stores import MemoryStore, RedisStore
 from langchain_retryrouter.testing import FakeClock
@@ -171,13 +171,14 @@ def said_of(caplog: pytest.LogCaptureFixture, *stores: RedisStore) -> list[str]:
     return [line for line in lines if any(one in line for one in addresses)]
 
 
+def threads(host: str = "of-this-test") -> int:
+    """How many threads the stores of a host have."""
+    return sum(host in one.name for one in threading.enumerate())
+
+
 def test_a_store_that_is_closed_is_opened_by_the_next_call() -> None:
     """Two threads and two connections for each address; none after `close`."""
     client = fakeredis.FakeRedis(host="of-this-test")
-
-    def threads() -> int:
-        return sum("of-this-test" in one.name for one in threading.enumerate())
-
     stores = [RedisStore(client) for _ in range(3)]
     breaker = CircuitBreaker(name="p", store=stores[0])
     assert threads() == 2
@@ -191,6 +192,21 @@ def test_a_store_that_is_closed_is_opened_by_the_next_call() -> None:
     del breaker, store
     stores.clear()
     eventually(lambda: threads() == 0)
+
+
+def test_a_store_does_not_open_itself_again() -> None:
+    """What its thread asks each second may come after `close`, and is no use of it."""
+    store = RedisStore(fakeredis.FakeRedis(host="closes-itself"))
+    shared: list[Shareable] = [
+        CircuitBreaker(name="a", store=store),
+        RetryBudget(name="b", store=store),
+        RateLimit(requests_per_minute=5, name="c", store=store),
+        SpendLimit(5.0, name="d", store=store),
+    ]
+    store.close()
+    for one in shared:
+        one.refresh()
+    eventually(lambda: threads("closes-itself") == 0)
 
 
 def test_a_store_that_is_opened_again_was_not_asked() -> None:
