@@ -311,7 +311,8 @@ def test_the_password_is_not_shown(gateway: FaultyGateway) -> None:
     assert repr(store) == "RedisStore('redis://127.0.0.1:1/3', namespace='mine')"
     copies: list[Any] = [pickle.loads(pickle.dumps(one)) for one in (store, router)]
     assert repr(copies[0]) == repr(store) == repr(copies[1].store)
-    store.close()
+    for one in (store, copies[0], copies[1].store):
+        one.close()
 
 
 @pytest.mark.parametrize("make", FIELDS)
@@ -324,6 +325,7 @@ def test_errors_about_other_fields_do_not_show_the_password(
     with pytest.raises(ValueError, match="validation error") as caught:
         make(store="redis://:sesame@127.0.0.1:1", **given)
     assert "sesame" not in str(caught.value)
+    del caught  # It and this frame would keep each other, and the store, alive.
 
 
 def test_a_store_with_nothing_to_share_is_refused(
