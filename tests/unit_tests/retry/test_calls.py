@@ -23,26 +23,7 @@ from langchain_retryrouter.failures import FAILURE_ACTIONS, Failure
 from langchain_retryrouter.rate_limits import Size
 from langchain_retryrouter.testing import FakeClock
 
-from .scripted import Engine, Recorder, Script, failures, opened
-
-
-def test_the_last_error_is_raised(engine: Engine) -> None:
-    """After `max_retries` retries the last error comes out, and says not to retry."""
-    errors, recorder = failures(5), Recorder()
-    script = Script(*errors)
-    with pytest.raises(UnavailableError) as caught:
-        engine.call(engine.context(RetryPolicy(max_retries=3)), script, recorder)
-    assert recorder.errors == errors[:3]  # The last failure is not a retry.
-    assert caught.value is errors[3]
-    assert script.numbers == [1, 2, 3, 4]
-    assert (caught.value.attempts, caught.value.__cause__) == (4, None)
-    assert caught.value.__notes__ == [
-        "gave up after 4 attempts, 3.5 s waited: no retries left"
-    ]
-    assert caught.value.is_retryable is False
-    assert not any(hasattr(error, "__notes__") for error in errors[:3])
-    assert errors[0].is_retryable is True
-    assert UnavailableError.is_retryable is True
+from .scripted import Engine, Recorder, Script, opened
 
 
 @pytest.mark.parametrize("kind", FailureKind)
@@ -64,21 +45,16 @@ def test_only_transient_failures_are_retried(engine: Engine, kind: FailureKind) 
     assert not hasattr(error, "__notes__")
 
 
+ABOVE = "waited: Retry-After of 86400 s is above max_retry_after of 60 s"
+
+
 @pytest.mark.parametrize(
     ("count", "retry_after", "policy", "capacity", "reason"),
     [
         (1, None, {"max_retries": 0}, 500, "1 attempt, 0.0 s waited: retries are"),
-        (
-            1,
-            86400.0,
-            {},
-            500,
-            (
-                "1 attempt, 0.0 s waited:"
-                " Retry-After of 86400 s is above max_retry_after of 60 s"
-            ),
-        ),
+        (1, 86400.0, {}, 500, f"1 attempt, 0.0 s {ABOVE}"),
         (2, None, {}, 20, "2 attempts, 0.5 s waited: retry budget empty"),
+        (4, None, {"max_retries": 3}, 500, "4 attempts, 3.5 s waited: no retries left"),
     ],
 )
 def test_the_error_says_why_it_is_not_retried(
@@ -89,17 +65,25 @@ def test_the_error_says_why_it_is_not_retried(
     capacity: int,
     reason: str,
 ) -> None:
-    """A note names the reason; only with retries off may others retry the call."""
+    """A note of the last error has the reason; only with retries off may others retry.
+
+    The errors of the attempts before it stay as they are.
+    """
     errors = [RateLimitError("429", retry_after=retry_after) for _ in range(count)]
-    budget, script = RetryBudget(capacity=capacity, throttled_cost=14), Script(*errors)
+    budget = RetryBudget(capacity=capacity, throttled_cost=14)
+    script, recorder = Script(*errors), Recorder()
     context = engine.context(RetryPolicy(**policy), budget=budget)
     with pytest.raises(RetryRouterError) as caught:
-        engine.call(context, script)
+        engine.call(context, script, recorder)
     assert caught.value is errors[-1]
-    assert len(script.attempts) == caught.value.attempts == count
+    assert recorder.errors == errors[:-1]
+    assert script.numbers == list(range(1, count + 1))
+    assert (caught.value.attempts, caught.value.__cause__) == (count, None)
     (note,) = caught.value.__notes__
     assert note.startswith(f"gave up after {reason}")
+    assert not any(hasattr(error, "__notes__") for error in errors[:-1])
     assert caught.value.is_retryable is (policy == {"max_retries": 0})
+    assert all(error.is_retryable for error in errors[:-1])
     assert budget.tokens == capacity - 14 * (count - 1)
 
 
@@ -113,17 +97,6 @@ def test_a_retry_after_that_is_too_long_opens_the_breaker(
     with pytest.raises(RateLimitError):
         engine.call(context, Script(RateLimitError("429", retry_after=seconds)))
     assert breaker.retry_after == (seconds if is_open else 0)
-
-
-# --- hooks of the policy ---
-
-
-def test_a_hook_gets_the_failed_attempt_and_the_wait(engine: Engine) -> None:
-    """`on_retry` also gets the name of the model, where the call knows it."""
-    (error,), heard = failures(1), list[RetryEvent]()
-    context = engine.context(RetryPolicy(on_retry=heard.append), route=lambda: "gpt-4")
-    assert engine.call(context, Script(error, "hello")) == "hello"
-    assert heard == [RetryEvent(1, "gpt-4", error.kind, error, 0.5, "gpt-4")]
 
 
 @pytest.mark.parametrize("error", [None, "the attempt's"], ids=["bug", "attempt"])
@@ -141,9 +114,6 @@ def test_an_exception_of_a_hook_ends_the_call(
     with pytest.raises(KeyError if error is None else UnavailableError):
         engine.call(context, script)
     assert (script.numbers, budget.tokens, engine.clock.sleeps) == ([1], 500, [])
-
-
-# --- the state of a call ---
 
 
 UNAVAILABLE = Failure(FailureKind.UNAVAILABLE, status_code=503)

@@ -77,6 +77,27 @@ def router_of(*models: Any, retries: int = 0, **fields: Any) -> RetryRouter:
     return RetryRouter(routes=list(models), **settings)
 
 
+def text_of(way: Way, model: BaseChatModel) -> str:
+    return "".join(part.text for part in ask(way, model))
+
+
+def log_of(answer: Any) -> list[dict[str, Any]]:
+    """The attempt log of a message, or of what `ask` returns."""
+    message = answer[-1].message if isinstance(answer, list) else answer
+    log: list[dict[str, Any]] = message.response_metadata["retryrouter"]["attempts"]
+    return log
+
+
+def outcomes(answer: Any) -> list[str]:
+    return [line["outcome"] for line in log_of(answer)]
+
+
+def of_package(package: str, cls: type, **facts: Any) -> Any:
+    """A subclass that counts as one of this package, as far as its module tells."""
+    facts = {"__module__": f"{package}.chat_models", **facts}
+    return type("ChatModelOfATest", (cls,), facts)
+
+
 def error_of(way: Way, model: BaseChatModel, **kwargs: Any) -> Exception:
     """The error of the attempt, as the integration raises it."""
     try:

@@ -224,43 +224,33 @@ IMAGE = {"type": "image", "base64": "aaaa", "mime_type": "image/png"}
 TEXT = {"type": "text", "text": "Hello"}
 
 
-@pytest.mark.parametrize(
-    "beginnings",
+# Each entry is the beginning of one conversation, written in several ways.
+BEGINNINGS: list[list[list[BaseMessage]]] = [
+    [[HumanMessage("Hello")], [HumanMessage([TEXT])], [HumanMessage(["Hello"])]],
     [
-        [[HumanMessage("Hello")], [HumanMessage([TEXT])], [HumanMessage(["Hello"])]],
-        [
-            [HumanMessage([TEXT, IMAGE])],
-            [HumanMessage([{**TEXT, "id": "b1"}, {**IMAGE, "id": "b2"}])],
-            [HumanMessage([TEXT, {**IMAGE, "cache_control": {"type": "ephemeral"}}])],
-        ],
-        [
-            [SystemMessage("Be brief."), HumanMessage("Hello")],
-            [SystemMessage("Be brief.", id="s"), HumanMessage("Hello", id="h")],
-        ],
-        [[AIMessage("What can I do?"), HumanMessage("Hello")]],
-        [[HumanMessage("\ud800 half of a character")]],
-    ],
-    ids=["text", "blocks", "system", "greeting", "surrogate"],
-)
-def test_the_beginning_of_a_conversation_is_the_same_in_all_turns(
-    beginnings: list[list[BaseMessage]],
-) -> None:
-    """Neither later messages, nor ids, nor marks of caches change it."""
-    keys = {conversation_of(t, None) for one in beginnings for t in turns(*one)}
-    assert len(keys) == 1
-
-
-def test_other_beginnings_are_other_conversations() -> None:
-    """The system message counts, and so do images."""
-    begun: list[list[BaseMessage]] = [
-        [HumanMessage("Hello")],
-        [HumanMessage("Hi")],
-        [SystemMessage("Be brief."), HumanMessage("Hello")],
         [HumanMessage([TEXT, IMAGE])],
-        [HumanMessage([TEXT, {**IMAGE, "base64": "bbbb"}])],
-        [],
+        [HumanMessage([{**TEXT, "id": "b1"}, {**IMAGE, "id": "b2"}])],
+        [HumanMessage([TEXT, {**IMAGE, "cache_control": {"type": "ephemeral"}}])],
+    ],
+    [
+        [SystemMessage("Be brief."), HumanMessage("Hello")],
+        [SystemMessage("Be brief.", id="s"), HumanMessage("Hello", id="h")],
+    ],
+    [[HumanMessage("Hi")]],
+    [[AIMessage("What can I do?"), HumanMessage("Hello there")]],
+    [[HumanMessage("\ud800 half of a character")]],
+    [[HumanMessage([TEXT, {**IMAGE, "base64": "bbbb"}])]],
+]
+
+
+def test_a_conversation_is_known_by_its_beginning() -> None:
+    """Later messages, ids and marks of caches do not count; all else does."""
+    found = [
+        {conversation_of(turn, None) for one in ways for turn in turns(*one)}
+        for ways in BEGINNINGS
     ]
-    assert len({conversation_of(one, None) for one in begun}) == len(begun)
+    assert [len(keys) for keys in found] == [1] * len(BEGINNINGS)
+    assert len(set.union({conversation_of([], None)}, *found)) == len(found) + 1
 
 
 # --- failures -----------------------------------------------------------------------
@@ -308,55 +298,44 @@ def test_a_conversation_that_moved_stays_and_a_new_one_goes_home(service: Any) -
     assert [service.ask() for _ in range(2)] == ["a", "a"]
 
 
-@pytest.mark.parametrize("leave", ["close", "aclose", "cancel"])
+@pytest.mark.parametrize("leave", ["close", "aclose", "cancel", "before a token"])
 def test_a_stream_that_its_caller_leaves_moves_its_conversation(
     service: Any, leave: str
 ) -> None:
-    """The route had begun to answer after the failover: it has the prompt cached."""
-    service.second.silent_after = 1
+    """The route had begun to answer after the failover: it has the prompt cached.
 
-    async def begin(begun: asyncio.Event) -> None:
-        chunks = service.router.astream("hi", thread(service.moved))
-        async for _ in chunks:
-            begun.set()
-            if leave == "aclose":
-                break
-        await chunks.aclose()
+    Whether it would have answered is not known before its first token.
+    """
+    is_early = leave == "before a token"
+    service.second.silent_after = 0 if is_early else 1
+    config = thread(service.moved)
 
-    async def abegin() -> None:
+    async def read(begun: asyncio.Event) -> None:
+        async with contextlib.aclosing(service.router.astream("hi", config)) as chunks:
+            async for _ in chunks:
+                begun.set()
+                if leave == "aclose":
+                    return
+
+    async def begin() -> None:
         begun = asyncio.Event()
-        task = asyncio.create_task(begin(begun))
-        if leave == "cancel":
-            await begun.wait()
+        task = asyncio.create_task(read(begun))
+        if leave != "aclose":
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(begun.wait(), 0.1 if is_early else 30)
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
     if leave == "close":
-        chunks = service.router.stream("hi", thread(service.moved))
+        chunks = service.router.stream("hi", config)
         next(chunks)
         chunks.close()
     else:
-        asyncio.run(abegin())
-    service.first.is_down = False
-    assert service.ask() == "b"
-
-
-def test_a_stream_that_is_left_before_its_first_token_moves_nothing(
-    service: Any,
-) -> None:
-    """Whether the route would have answered is not known."""
-    service.second.silent_after = 0
-
-    async def leave() -> None:
-        chunks = service.router.astream("hi", thread(service.moved))
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(anext(chunks), 0.1)
-
-    asyncio.run(leave())
+        asyncio.run(begin())
     assert service.router.health()["routes"][0]["failed"] == 1
     service.first.is_down = False
-    assert service.ask() == "a"
+    assert service.ask() == ("a" if is_early else "b")
 
 
 def test_only_the_conversations_of_a_sick_route_move(equal: list[str]) -> None:

@@ -14,6 +14,7 @@ from tests.support.models import chat_openai
 from tests.unit_tests.conftest import Twin
 
 from .anthropic_wire import chat_anthropic
+from .attempts import of_package
 
 SEARCH = {"type": "web_search_20250305", "name": "web_search"}
 
@@ -71,11 +72,6 @@ class Picky(NoTools):
             msg = f"no such thing as {kwargs or tool_choice}"
             raise ValueError(msg)
         return self.bind(tools=list(tools))
-
-
-def from_package(name: str) -> type[WithTools]:
-    """A class that counts as one of this package."""
-    return type("Chat", (WithTools,), {"__module__": f"{name}.chat_models"})
 
 
 NAMED = {"type": "function", "function": {"name": "get_time"}}
@@ -137,7 +133,7 @@ def test_integrations_with_words_of_their_own(
     package: str, choice: Any, options: dict[str, Any], count: int
 ) -> None:
     """Where an integration does not translate, the router does; else by LangChain."""
-    model = from_package(package)()
+    model = of_package(package, WithTools)()
     bound: Any = RetryRouter(routes=[model]).bind_tools(TOOLS, tool_choice=choice)
     given = dict(bound.bound.routes[0].options)
     given.pop("request_options", None)
@@ -186,7 +182,7 @@ def test_what_no_route_can_is_an_error() -> None:
 
 def test_a_choice_that_an_integration_ignores_is_named() -> None:
     """`ChatOllama` drops it, so the router says what it cannot promise."""
-    route = Route(model=from_package("langchain_ollama")(), name="o")
+    route = Route(model=of_package("langchain_ollama", WithTools)(), name="o")
     with pytest.warns(UserWarning, match="route 'o' ignores tool_choice='any'"):
         RetryRouter(routes=[route]).bind_tools(TOOLS, tool_choice="any")
 

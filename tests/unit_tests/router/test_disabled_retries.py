@@ -29,7 +29,7 @@ from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
 from tests.support.models import CLOSE, KEY, chat_openai, gpt_router
 
 from .anthropic_wire import chat_anthropic
-from .attempts import WAYS, Way, error_of, every_way, router_of
+from .attempts import WAYS, Way, error_of, every_way, of_package, router_of
 
 NewModel = Callable[[FaultyGateway], Any]
 
@@ -79,6 +79,8 @@ ONCE: dict[str, tuple[NewModel, int, str]] = {
     "no failover": (partial(gateway_list, failover=False), 1, "max_retries=4"),
     # A list that was to be given up after one model is given up after one.
     "given up": (partial(gateway_list, max_retries=0), 1, ""),
+    "told to repeat": (partial(gateway_list, gateway_max_retries=2), 2, ""),
+    "a router": (lambda gateway: router_of(chat_openai(gateway)), 1, ""),
 }
 
 
@@ -95,6 +97,8 @@ def test_a_sick_provider_gets_the_routers_requests_alone(
     error = error_of(way, router)
     assert getattr(error, "attempts", None) == 2
     assert len(sick_gateway.requests) == 2 * of_one_attempt
+    # The gateway's own three retries, its default where we have none, are off.
+    assert {one.json.get("maxRetries", 0) for one in sick_gateway.requests} == {0}
     (cost,) = router.explain().routes
     assert cost.requests == 2 * of_one_attempt
     assert f"{disabled} switched off" in cost.remark or not disabled
@@ -124,6 +128,7 @@ def test_a_model_that_sends_once_is_used_as_it_is(
     for model in (
         chat_openai(faulty_gateway, max_retries=0),
         anthropic(faulty_gateway, max_retries=0),
+        own_client(faulty_gateway, retries=0),
         ParrotFakeChatModel(),
         Repeating(max_retries=0),
         Repeating(max_retries=None),
@@ -148,14 +153,6 @@ def test_an_openai_route_uses_the_models_connections(
         router.invoke("two")
     first, second = faulty_gateway.requests
     assert first.connection == second.connection
-
-
-def test_the_gateway_is_told_not_to_repeat(sick_gateway: FaultyGateway) -> None:
-    """The gateway's own three retries, its default where we have none, are off."""
-    model = gateway_list(sick_gateway, "a", max_retries=0, gateway_max_retries=2)
-    error_of(WAYS[0], new_router(model, gateway_list(sick_gateway, "a")))
-    told = [request.json["maxRetries"] for request in sick_gateway.requests]
-    assert told == [0, 0, 0, 0]
 
 
 LOOK = {"title": "look", "description": "Look.", "type": "object", "properties": {}}
@@ -235,29 +232,30 @@ def test_a_model_that_repeats_is_named_in_one_warning() -> None:
     assert [cost.requests for cost in router.explain().routes] == [21, 6]
 
 
-@pytest.mark.parametrize("cls", [OwnArguments, OwnRetries])
-def test_a_subclass_that_cannot_be_made_again_is_named(
-    faulty_gateway: FaultyGateway, cls: Any
+def own_client(gateway: FaultyGateway, retries: int = 2) -> Any:
+    """A model with a client that the user has made."""
+    own = openai.OpenAI(api_key="any", base_url=gateway.openai_url, max_retries=retries)
+    client = own.chat.completions
+    return chat_openai(gateway, client=client, max_retries=retries)
+
+
+@pytest.mark.parametrize(
+    ("new_model", "says"),
+    [
+        (OwnArguments, r"max_retries=2.*\(OwnArguments\)"),
+        (OwnRetries, r"max_retries=2.*\(OwnRetries\)"),
+        (own_client, "given a client of its own"),
+    ],
+)
+def test_what_cannot_be_made_again_is_named_and_used_as_it_is(
+    faulty_gateway: FaultyGateway, new_model: Any, says: str
 ) -> None:
-    """It is used as it is, with a warning."""
-    model = cls(faulty_gateway)
-    with pytest.warns(UserWarning, match=rf"max_retries=2.*\({cls.__name__}\)"):
+    """A subclass with other arguments, and a client of the user's own."""
+    model = new_model(faulty_gateway)
+    with pytest.warns(UserWarning, match=says):
         router = new_router(model)
     assert router.routes[0].model is model
     assert router.explain().routes[0].requests == 6
-
-
-def test_a_client_of_the_users_own_is_left_alone(faulty_gateway: FaultyGateway) -> None:
-    """It is named in a warning, unless the user says that it sends once."""
-    own = openai.OpenAI(api_key="any", base_url=faulty_gateway.openai_url)
-    model = chat_openai(faulty_gateway, client=own.chat.completions)
-    with pytest.warns(UserWarning, match="given a client of its own"):
-        router = new_router(model)
-    assert router.routes[0].model is model
-    quiet = own.with_options(max_retries=0).chat.completions
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        new_router(chat_openai(faulty_gateway, client=quiet, max_retries=0))
 
 
 def test_a_router_within_a_router_is_named_if_it_repeats() -> None:
@@ -271,12 +269,9 @@ def test_a_router_within_a_router_is_named_if_it_repeats() -> None:
 
 
 def fake_of(package: str, **fields: Any) -> Any:
-    """A model whose class is of `package`, as far as its module tells."""
     types = {name: type(value) for name, value in fields.items()}
-    facts = {"__module__": f"{package}.chat_models", "__annotations__": types, **fields}
-    return type("ChatModelOfATest", (FakeListChatModel,), facts)(
-        responses=["a"], **fields
-    )
+    cls = of_package(package, FakeListChatModel, __annotations__=types, **fields)
+    return cls(responses=["a"], **fields)
 
 
 def boto(attempts: int) -> SimpleNamespace:

@@ -109,6 +109,9 @@ EITHER_WAY = [
     (chat_openai, Status(400, body="no"), K.INVALID_REQUEST, {"body": "no"}),
     (chat_openai, Silence(), K.TIMEOUT, {"may_have_run": True}),
     (chat_openai, MalformedEvent(at=3), K.MALFORMED, {"may_have_run": True}),
+    # No server listens.
+    (chat_openai, None, K.CONNECTION, {"may_have_run": False}),
+    (chat_anthropic, None, K.CONNECTION, {"may_have_run": False}),
     (
         chat_anthropic,
         LIMITED_BY_ANTHROPIC,
@@ -156,43 +159,35 @@ FAULTS = [
 def test_a_fault_has_its_kind(gateway: FaultyGateway, way: Way, fault: Any) -> None:
     """What goes wrong over HTTP is named, with the facts that it came with."""
     make, step, kind, facts = fault
-    gateway.script(step)
-    model = make(gateway, timeout=0.6 if isinstance(step, Silence) else 5.0)
-    error = routed(model, way)
-    assert len(gateway.requests) == 1
+    gateway.script(*filter(None, [step]))
+    address = {} if step else {"base_url": NOWHERE}
+    seconds = 0.6 if isinstance(step, Silence) else 5.0
+    error = routed(make(gateway, timeout=seconds, **address), way)
+    assert len(gateway.requests) == bool(step)
     assert error.kind is kind
     assert {name: getattr(error, name) for name in facts} == facts
 
 
+AZURES = "0123456789abcdef0123456789abcdef"  # Of no known form.
+
+
 @every_way
-@pytest.mark.parametrize("make", [chat_openai, chat_anthropic])
-def test_a_refused_connection_was_never_sent(
-    make: Any, way: Way, gateway: FaultyGateway
+@pytest.mark.parametrize(
+    ("make", "key", "status"),
+    [(chat_openai, KEY, 401), (chat_anthropic, KEY, 401), (chat_openai, AZURES, 200)],
+)
+def test_a_key_is_not_shown(
+    gateway: FaultyGateway, make: Any, way: Way, key: str, status: int
 ) -> None:
-    """If no server listens, nothing has run, and the error says so."""
-    error = routed(make(gateway, base_url=NOWHERE), way)
-    assert (error.kind, error.may_have_run) == (K.CONNECTION, False)
+    """A server that quotes the key does not bring it into a log or a trace.
 
-
-@every_way
-@pytest.mark.parametrize("make", [chat_openai, chat_anthropic])
-def test_a_key_is_not_shown(gateway: FaultyGateway, make: Any, way: Way) -> None:
-    """A server that quotes the key does not bring it into a log or a trace."""
-    body = {"error": {"type": "authentication_error", "message": f"invalid: {KEY}."}}
-    gateway.script(Status(401, JSON, body))
-    error = routed(make(gateway), way)
-    shown = f"{error.body} {''.join(traceback.format_exception(error))}"
-    assert "invalid: ***." in shown
-    assert KEY not in shown
-
-
-@every_way
-def test_a_key_is_not_shown_by_a_200(gateway: FaultyGateway, way: Way) -> None:
-    """The exception for an error in a 200 carries no request; the route has the key."""
-    key = "0123456789abcdef0123456789abcdef"  # As Azure's, of no known form.
+    The exception for an error in a 200 carries no request; the route has the key.
+    """
     said = f"invalid: {key}."
-    gateway.script(ErrorEvent(said) if way.is_streaming else ErrorInOk(said))
-    error = routed(chat_openai(gateway, api_key=key), way)
+    body = {"error": {"type": "authentication_error", "message": said}}
+    in_a_200 = ErrorEvent(said) if way.is_streaming else ErrorInOk(said)
+    gateway.script(in_a_200 if status == 200 else Status(401, JSON, body))
+    error = routed(make(gateway, api_key=key), way)
     shown = f"{error.body} {''.join(traceback.format_exception(error))}"
     assert "invalid: ***." in shown
     assert key not in shown
@@ -413,21 +408,26 @@ SHAPES: list[tuple[Exception, FailureKind, dict[str, Any]]] = [
         K.RATE_LIMIT,
         {},
     ),
-    (langchain.ModelInvalidRequestError("x"), K.INVALID_REQUEST, {}),
-    (langchain.ModelRateLimitError("x"), K.RATE_LIMIT, {}),
+    *(
+        (getattr(langchain, f"{name}Error")("x"), kind, {})
+        for name, kind in {
+            "ModelInvalidRequest": K.INVALID_REQUEST,
+            "ModelRateLimit": K.RATE_LIMIT,
+            "ModelAuthentication": K.AUTHENTICATION,
+            "ModelPermissionDenied": K.PERMISSION,
+            "ModelNotFound": K.NOT_FOUND,
+            "ModelAPI": K.SERVER_ERROR,
+            "ContextOverflow": K.CONTEXT_OVERFLOW,
+            "ModelTimeout": K.TIMEOUT,
+            "ModelConnection": K.CONNECTION,
+        }.items()
+    ),
+    (langchain.ModelError("x"), K.SERVER_ERROR, {"should_retry": False}),
     (
         plain(langchain.ModelRateLimitError("x"), is_retryable=False),
         K.RATE_LIMIT,
         {"should_retry": False},
     ),
-    (langchain.ModelAuthenticationError("x"), K.AUTHENTICATION, {}),
-    (langchain.ModelPermissionDeniedError("x"), K.PERMISSION, {}),
-    (langchain.ModelNotFoundError("x"), K.NOT_FOUND, {}),
-    (langchain.ModelAPIError("x"), K.SERVER_ERROR, {}),
-    (langchain.ModelError("x"), K.SERVER_ERROR, {"should_retry": False}),
-    (langchain.ContextOverflowError("x"), K.CONTEXT_OVERFLOW, {}),
-    (langchain.ModelTimeoutError("x"), K.TIMEOUT, {}),
-    (langchain.ModelConnectionError("x"), K.CONNECTION, {}),
     # langchain-google-genai raises LangChain's class from the error with the facts.
     (
         caused(
@@ -631,49 +631,44 @@ def sent(send: Any, step: Step | None) -> Any:
         return routed(AskingModel(ask=lambda: send(url, timeout)))
 
 
-@pytest.mark.parametrize("send", CHECK_STATUS)
+LIMITS = {"status_code": 429, "may_have_run": False}
+BUSY = {"status_code": 503, "may_have_run": True}
+OF_HEADERS = {"retry_after": 7.0, "request_id": "req_000001"}
+TOO_LONG_IN_400 = Status(400, error_code="context_length_exceeded")
+# Which libraries, what they meet, and what the error has of it.
+MET: list[tuple[list[Any], Step | None, FailureKind, dict[str, Any]]] = [
+    (CHECK_STATUS, Status(400, WAIT), K.INVALID_REQUEST, {"may_have_run": False}),
+    (CHECK_STATUS, Status(429, WAIT), K.RATE_LIMIT, {**LIMITS, **OF_HEADERS}),
+    (CHECK_STATUS, Status(503, WAIT), K.UNAVAILABLE, {**BUSY, **OF_HEADERS}),
+    # What the body says counts if the library keeps it.
+    ([with_requests], TOO_LONG_IN_400, K.CONTEXT_OVERFLOW, {"status_code": 400}),
+    (CLIENTS, None, K.CONNECTION, {"may_have_run": False}),
+    *(
+        (CLIENTS, step, K.CONNECTION, {"may_have_run": True})
+        for step in (Reset(), Hangup(), Cut(after=5))
+    ),
+    (CLIENTS, Silence(), K.TIMEOUT, {"may_have_run": True}),
+    # Half a document with status 200 is the provider's failure.
+    (
+        [with_aiohttp, with_requests, with_urllib3],
+        MalformedEvent(at=1),
+        K.MALFORMED,
+        {},
+    ),
+]
+
+
 @pytest.mark.parametrize(
-    ("status", "kind"),
-    [(400, K.INVALID_REQUEST), (429, K.RATE_LIMIT), (503, K.UNAVAILABLE)],
+    ("send", "step", "kind", "facts"),
+    [(send, *row) for clients, *row in MET for send in clients],
 )
-def test_a_status_without_an_sdk(status: int, kind: FailureKind, send: Any) -> None:
-    """A library's own status error is named, with what its headers say."""
-    told = sent(send, Status(status, {"retry-after": "7"}))
-    assert (told.kind, told.status_code, told.retry_after) == (kind, status, 7.0)
-    assert told.request_id == "req_000001"
-    assert told.may_have_run is (status >= 500)
-
-
-def test_a_body_that_was_read_sharpens_a_status() -> None:
-    """What the body says counts if the library keeps it."""
-    told = sent(with_requests, Status(400, error_code="context_length_exceeded"))
-    assert (told.kind, told.code) == (K.CONTEXT_OVERFLOW, "context_length_exceeded")
-
-
-@pytest.mark.parametrize("send", CLIENTS)
-@pytest.mark.parametrize(
-    ("step", "kind", "may_have_run"),
-    [
-        (None, K.CONNECTION, False),
-        (Reset(), K.CONNECTION, True),
-        (Hangup(), K.CONNECTION, True),
-        (Cut(after=5), K.CONNECTION, True),
-        (Silence(), K.TIMEOUT, True),
-    ],
-    ids=repr,
-)
-def test_a_lost_connection(
-    step: Step | None, kind: FailureKind, send: Any, *, may_have_run: bool
+def test_an_http_library_without_an_sdk(
+    send: Any, step: Step | None, kind: FailureKind, facts: dict[str, Any]
 ) -> None:
-    """Each library says whether the request may have run, in its own classes."""
+    """Its own classes are named, with what headers say and whether it may have run."""
     told = sent(send, step)
-    assert (told.kind, told.may_have_run) == (kind, may_have_run)
-
-
-@pytest.mark.parametrize("send", [with_aiohttp, with_requests, with_urllib3])
-def test_an_answer_that_is_not_json_is_malformed(send: Any) -> None:
-    """Half a document with status 200 is the provider's failure."""
-    assert sent(send, MalformedEvent(at=1)).kind is K.MALFORMED
+    assert told.kind is kind
+    assert {name: getattr(told, name) for name in facts} == facts
 
 
 class InferenceTimeoutError(requests.HTTPError, TimeoutError):

@@ -34,7 +34,18 @@ from langchain_retryrouter.testing import (
 from tests.support.models import chat_openai
 
 from .anthropic_wire import END, TEXT, after_the_beginning, chat_anthropic
-from .attempts import WAYS, Way, ask, error_of, every_way, message_of, router_of
+from .attempts import (
+    WAYS,
+    Way,
+    ask,
+    error_of,
+    every_way,
+    message_of,
+    of_package,
+    outcomes,
+    router_of,
+    text_of,
+)
 
 STREAMS = [way for way in WAYS if way.is_streaming]
 streaming = pytest.mark.parametrize("way", STREAMS, ids=str)
@@ -72,20 +83,20 @@ class Scripted(BaseChatModel):
             raise ConnectionResetError(msg)
 
 
-def text_of(way: Way, model: Any) -> str:
-    return "".join(part.text for part in ask(way, model))
-
-
-def outcomes(parts: list[ChatGenerationChunk]) -> list[str]:
-    log = parts[-1].message.response_metadata["retryrouter"]
-    return [line["outcome"] for line in log["attempts"]]
-
-
 def chunk(
     content: Any = "", facts: dict[str, Any] | None = None, **fields: Any
 ) -> AIMessageChunk:
     """A chunk whose provider says these facts of its end."""
     return AIMessageChunk(content=content, response_metadata=facts or {}, **fields)
+
+
+def calling(args: str, **fields: Any) -> AIMessageChunk:
+    """A chunk that begins a call of `f`."""
+    call = tool_call_chunk(name="f", args=args, id="1", index=0)
+    return chunk(**{"tool_call_chunks": [call], **fields})
+
+
+CALL = calling("{}")
 
 
 STOP = {"finish_reason": "stop"}
@@ -261,7 +272,7 @@ def test_a_stream_that_breaks_within_its_thoughts_is_answered(way: Way) -> None:
     [
         chunk("", {"finish_reason": "length"}),
         chunk([{"type": "image", "url": "https://a/b"}]),
-        chunk(tool_call_chunks=[tool_call_chunk(name="f", args="{}", id="1", index=0)]),
+        CALL,
         chunk(additional_kwargs=LEGACY_CALL),
     ],
     ids=["length", "image", "tool", "legacy-tool"],
@@ -290,9 +301,8 @@ def test_a_tool_call_may_begin_beside_text(
     way: Way, first: str, rest: str, is_whole: bool
 ) -> None:
     """Its arguments are those of all chunks, and must be an object."""
-    call = tool_call_chunk(name="f", args=first, id="1", index=0)
     chunks = [
-        chunk("Look. ", tool_call_chunks=[call]),
+        calling(first, content="Look. "),
         chunk(tool_call_chunks=[tool_call_chunk(args=rest, index=0)]),
         chunk("", {"finish_reason": "tool_calls"}),
     ]
@@ -405,8 +415,7 @@ def test_a_finish_reason_ends_a_stream(
 
 def fake_of(package: str, chunks: list[Any], **fields: Any) -> Any:
     """A model whose class is of `package`, as far as its module tells."""
-    cls = type("ChatModelOfATest", (Scripted,), {"__module__": f"{package}.chat"})
-    return cls(chunks=chunks, **fields)
+    return of_package(package, Scripted)(chunks=chunks, **fields)
 
 
 HALF = [chunk("half ")]
@@ -503,29 +512,34 @@ def test_a_prefill_never_ends_in_white_space(way: Way, said: str, rest: str) -> 
     """Providers refuse that; the space is not delivered twice if it comes again."""
     first = Scripted(chunks=[chunk(said)], breaks=True)
     second = Scripted(chunks=[chunk(rest), chunk(" three", STOP)])
-    router = router_of(
-        first, Route(model=second, supports_prefill=True), stream_recovery="continue"
-    )
-
-    text = text_of(way, router)
-
+    route = Route(model=second, supports_prefill=True)
+    text = text_of(way, router_of(first, route, stream_recovery="continue"))
     (messages,) = second.sent
     assert messages[-1].content == "one"
     assert text.split() == ["one", "two", "three"]
     assert text.startswith(said)
 
 
+def continued(way: Way, first: list[Any], second: list[Any], *versions: str) -> Any:
+    """The answer of a stream that broke after `first`, and went on with `second`."""
+    fields: list[Any] = [{"output_version": one} for one in versions] or [{}, {}]
+    models = (
+        Scripted(chunks=first, breaks=True, **fields[0]),
+        Scripted(chunks=second, **fields[1]),
+    )
+    return message_of(way, router_of(*models, stream_recovery="continue"))
+
+
 @streaming
 def test_the_metadata_is_that_of_the_attempt_that_ended(way: Way) -> None:
     """Names of the model that was interrupted are not joined with the other's."""
-    facts = {"model_name": "m-1", "model_provider": "openai"}
-    first = Scripted(chunks=[chunk("one ", facts)], breaks=True)
-    facts = {"model_name": "m-2", "model_provider": "anthropic"}
-    second = Scripted(chunks=[chunk("one two", {**facts, "stop_reason": "end_turn"})])
-    router = router_of(first, second, stream_recovery="continue")
-
-    answer = message_of(way, router)
-
+    one = {"model_name": "m-1", "model_provider": "openai"}
+    two = {
+        "model_name": "m-2",
+        "model_provider": "anthropic",
+        "stop_reason": "end_turn",
+    }
+    answer = continued(way, [chunk("one ", one)], [chunk("one two", two)])
     metadata = answer.response_metadata
     assert answer.text == "one two"
     assert (metadata["model_name"], metadata["stop_reason"]) == ("m-2", "end_turn")
@@ -538,11 +552,8 @@ def test_what_was_already_delivered_brings_its_facts(way: Way) -> None:
     """The name and the usage are kept of chunks whose text the caller has."""
     usage = {"input_tokens": 9, "output_tokens": 2, "total_tokens": 11}
     begin = chunk("", {"model_name": "m-2"}, usage_metadata=usage)
-    first = Scripted(chunks=[chunk("one ")], breaks=True)
-    second = Scripted(chunks=[begin, chunk("one "), chunk("two", STOP)])
-
-    answer = message_of(way, router_of(first, second, stream_recovery="continue"))
-
+    again = [begin, chunk("one "), chunk("two", STOP)]
+    answer = continued(way, [chunk("one ")], again)
     assert answer.text == "one two"
     assert answer.response_metadata["model_name"] == "m-2"
     assert answer.usage_metadata == usage
@@ -551,17 +562,11 @@ def test_what_was_already_delivered_brings_its_facts(way: Way) -> None:
 @streaming
 def test_what_was_already_delivered_is_not_joined_with_what_is_new(way: Way) -> None:
     """A name in each chunk is there once, and blocks come without empty texts."""
-
-    def block(text: str) -> AIMessageChunk:
-        said: list[Any] = [{"type": "text", "text": text, "index": 0}]
-        return chunk(said, {"model_name": "m-2"})
-
-    first = Scripted(chunks=[block("one "), block("two ")], breaks=True)
-    ends = chunk("", STOP)
-    second = Scripted(chunks=[block("one "), block("two "), block("three"), ends])
-
-    answer = message_of(way, router_of(first, second, stream_recovery="continue"))
-
+    one, two, three = (
+        chunk([{"type": "text", "text": text, "index": 0}], {"model_name": "m-2"})
+        for text in ("one ", "two ", "three")
+    )
+    answer = continued(way, [one, two], [one, two, three, chunk("", STOP)])
     assert [part["text"] for part in answer.content] == ["one two ", "three"]
     assert answer.response_metadata["model_name"] == "m-2"
 
@@ -576,9 +581,6 @@ def test_content_that_is_called_standard_blocks_becomes_so(
     answer = message_of(way, router_of(Scripted(chunks=[said], output_version="v1")))
     assert answer.text == "Hi"
     assert all("type" in block for block in answer.content)
-
-
-CALL = chunk(tool_call_chunks=[tool_call_chunk(name="f", args="{}", id="1", index=0)])
 
 
 @streaming
@@ -651,18 +653,12 @@ def test_no_stream_is_continued_after_its_deadline(way: Way) -> None:
     assert not second.sent
 
 
-CITED = {"type": "text", "citations": [{"cited_text": "a"}], "index": 0}
-
-
 @streaming
 def test_a_cited_text_is_continued(way: Way) -> None:
     """A citation is no content of its own, and no reason to give a stream up."""
     said = [{"type": "text", "text": "one ", "index": 0}]
-    first = Scripted(chunks=[chunk(said), chunk([CITED])], breaks=True)
-    second = Scripted(chunks=[chunk("one two", STOP)])
-
-    answer = message_of(way, router_of(first, second, stream_recovery="continue"))
-
+    cited = [{"type": "text", "citations": [{"cited_text": "a"}], "index": 0}]
+    answer = continued(way, [chunk(said), chunk(cited)], [chunk("one two", STOP)])
     assert answer.text == "one two"
 
 
@@ -670,12 +666,8 @@ def test_a_cited_text_is_continued(way: Way) -> None:
 @pytest.mark.parametrize("order", [("v1", "v0"), ("v0", "v1")], ids="-".join)
 def test_a_stream_has_one_version_of_content(way: Way, order: tuple[str, str]) -> None:
     """What continues it comes in the form in which it began."""
-    first = Scripted(chunks=[chunk("one ")], breaks=True, output_version=order[0])
     last = chunk("one two", {**STOP, "output_version": "v1"})
-    second = Scripted(chunks=[last], output_version=order[1])
-
-    answer = message_of(way, router_of(first, second, stream_recovery="continue"))
-
+    answer = continued(way, [chunk("one ")], [last], *order)
     assert answer.text == "one two"
     assert {block["type"] for block in answer.content_blocks} == {"text"}
     version = answer.response_metadata.get("output_version")
@@ -686,7 +678,7 @@ def test_a_stream_has_one_version_of_content(way: Way, order: tuple[str, str]) -
 # --- which models take a prefill ---
 
 
-def continued(way: Way, package: str, name: str, text: str) -> tuple[str, BaseMessage]:
+def taken_up(way: Way, package: str, name: str, text: str) -> tuple[str, BaseMessage]:
     """The text of a stream that breaks after "one ", and the last message sent on.
 
     It is sent to the model `name` of a package, which says `text`.
@@ -726,7 +718,7 @@ def test_a_model_that_takes_a_prefill_gets_one(
     """It is known without a setting; Claude 4.6 and OpenAI give the whole answer."""
     takes_it = (package, name) in TAKE_A_PREFILL
     said = "two" if takes_it else "one two"
-    text, last = continued(way, package, name, said)
+    text, last = taken_up(way, package, name, said)
     assert (text, last.type) == ("one two", "ai" if takes_it else "human")
 
 
@@ -740,7 +732,7 @@ def test_what_follows_a_prefill(way: Way, text: str, whole: str) -> None:
     """Mistral repeats the prefill; an answer may have lacked nothing but its end."""
     if text == "one":
         with pytest.raises(StreamInterruptedError):
-            continued(way, "langchain_mistralai", "m", text)
+            taken_up(way, "langchain_mistralai", "m", text)
         return
-    said, last = continued(way, "langchain_mistralai", "m", text)
+    said, last = taken_up(way, "langchain_mistralai", "m", text)
     assert (said, last.additional_kwargs) == (whole, {"prefix": True})
