@@ -24,6 +24,7 @@ from langchain_retryrouter.failures import Failure, FailureKind
 from langchain_retryrouter.rate_limits import Reservation, Size
 from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.testing import FakeClock
+from tests.support.forks import told_by_a_child
 
 from .conftest import ONE, admitted
 
@@ -150,14 +151,12 @@ def test_a_forked_process_starts_afresh() -> None:
     """What its parent has in flight, and who waits there, is not its own."""
     limit = RateLimit(max_concurrency=2)
     held = limit.take(ONE)
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
+
+    def in_the_child() -> tuple[int, int]:
         held.succeeded()
-        os.write(write, f"{limit.in_flight} {limit.waiting}".encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert os.read(read, 100) == b"0 0"
+        return limit.in_flight, limit.waiting
+
+    assert told_by_a_child(in_the_child) == "(0, 0)"
     assert limit.in_flight == 1
 
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage
-from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableConfig
 
 from langchain_retryrouter import RetryPolicy, RetryRouter
@@ -75,6 +76,38 @@ def router_of(*models: Any, retries: int = 0, **fields: Any) -> RetryRouter:
         **fields,
     }
     return RetryRouter(routes=list(models), **settings)
+
+
+class Scripted(BaseChatModel):
+    """Answers with one message, or streams chunks and then breaks if it is told to."""
+
+    chunks: list[Any]
+    llm_output: dict[str, Any] | None = None
+    breaks: bool = False
+    model: str = ""
+    max_retries: int = 0
+    sent: list[list[BaseMessage]] = []  # noqa: RUF012 - a field
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted"
+
+    def _get_ls_params(self, stop: Any = None, **kwargs: Any) -> Any:
+        return {**super()._get_ls_params(stop, **kwargs), "ls_model_name": self.model}
+
+    def _generate(self, *_: Any, **__: Any) -> ChatResult:
+        generations = [ChatGeneration(message=one) for one in self.chunks]
+        return ChatResult(generations=generations, llm_output=self.llm_output)
+
+    def _stream(
+        self, messages: list[BaseMessage], *_: Any, **__: Any
+    ) -> Iterator[ChatGenerationChunk]:
+        self.sent.append(messages)
+        for chunk in self.chunks:
+            yield ChatGenerationChunk(message=chunk.model_copy(deep=True))
+        if self.breaks:
+            msg = "the connection broke"
+            raise ConnectionResetError(msg)
 
 
 def text_of(way: Way, model: BaseChatModel) -> str:

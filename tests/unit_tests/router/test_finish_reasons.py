@@ -1,15 +1,12 @@
 """Which answers are whole, empty, refused or cut, and when a stream is committed."""
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.tool import tool_call_chunk
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_openai import ChatOpenAI
 from tenacity import RetryCallState
 
@@ -36,6 +33,7 @@ from tests.support.models import chat_openai
 from .anthropic_wire import END, TEXT, after_the_beginning, chat_anthropic
 from .attempts import (
     WAYS,
+    Scripted,
     Way,
     ask,
     error_of,
@@ -49,38 +47,6 @@ from .attempts import (
 
 STREAMS = [way for way in WAYS if way.is_streaming]
 streaming = pytest.mark.parametrize("way", STREAMS, ids=str)
-
-
-class Scripted(BaseChatModel):
-    """Answers with one message, or streams chunks and then breaks if it is told to."""
-
-    chunks: list[Any]
-    llm_output: dict[str, Any] | None = None
-    breaks: bool = False
-    model: str = ""
-    max_retries: int = 0
-    sent: list[list[BaseMessage]] = []  # noqa: RUF012 - a field
-
-    @property
-    def _llm_type(self) -> str:
-        return "scripted"
-
-    def _get_ls_params(self, stop: Any = None, **kwargs: Any) -> Any:
-        return {**super()._get_ls_params(stop, **kwargs), "ls_model_name": self.model}
-
-    def _generate(self, *_: Any, **__: Any) -> ChatResult:
-        generations = [ChatGeneration(message=one) for one in self.chunks]
-        return ChatResult(generations=generations, llm_output=self.llm_output)
-
-    def _stream(
-        self, messages: list[BaseMessage], *_: Any, **__: Any
-    ) -> Iterator[ChatGenerationChunk]:
-        self.sent.append(messages)
-        for chunk in self.chunks:
-            yield ChatGenerationChunk(message=chunk.model_copy(deep=True))
-        if self.breaks:
-            msg = "the connection broke"
-            raise ConnectionResetError(msg)
 
 
 def chunk(

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -33,7 +32,16 @@ from langchain_retryrouter.testing import Answer, FakeClock, FaultyGateway, Stat
 from tests.support.models import chat_openai
 from tests.unit_tests.conftest import Twin
 
-from .attempts import Way, ask, every_way, message_of, router_of
+from .attempts import (
+    Scripted,
+    Way,
+    every_way,
+    log_of,
+    message_of,
+    outcomes,
+    router_of,
+    text_of,
+)
 
 ONCE = RetryPolicy(max_retries=0)
 HELLO = ChatResult(generations=[ChatGeneration(message=AIMessage("Hello"))])
@@ -59,11 +67,6 @@ class Odd(BaseChatModel):
         return result
 
 
-def log_of(message: Any) -> list[dict[str, Any]]:
-    log: list[dict[str, Any]] = message.response_metadata["retryrouter"]["attempts"]
-    return log
-
-
 def answer(text: str) -> ChatResult:
     return ChatResult(generations=[ChatGeneration(message=AIMessage(text))])
 
@@ -85,7 +88,7 @@ def answer(text: str) -> ChatResult:
 def test_what_is_no_answer_is_followed_by_the_next_route(way: Way, result: Any) -> None:
     """A model that returns something else has failed, like one that raises."""
     router = router_of(Odd(results=[result]), Odd(results=[HELLO]))
-    assert "".join(part.text for part in ask(way, router)) == "Hello"
+    assert text_of(way, router) == "Hello"
 
 
 @every_way
@@ -157,8 +160,7 @@ class Mapped(Odd):
 @every_way
 def test_a_stream_needs_no_close(way: Way) -> None:
     """Whatever can be iterated is a stream."""
-    router = router_of(Mapped(results=[HELLO]))
-    assert "".join(part.text for part in ask(way, router)) == "Hello"
+    assert text_of(way, router_of(Mapped(results=[HELLO]))) == "Hello"
 
 
 # --- caches ---
@@ -202,7 +204,7 @@ def test_a_cache_that_is_away_costs_no_answer(way: Way, method: str) -> None:
     router = router_of(Odd(results=[HELLO], cache=Away()))
     message = message_of(way, router)
     assert message.text == "Hello"
-    assert [line["outcome"] for line in log_of(message)] == ["ok"]
+    assert outcomes(message) == ["ok"]
 
 
 @every_way
@@ -263,22 +265,14 @@ def test_a_thread_that_was_given_up_sends_nothing_more() -> None:
 
 def test_a_stream_that_money_cannot_continue_ends(twin: Twin) -> None:
     """The caller gets what there is, at once; it was tried again for ever."""
-
-    class Breaking(Odd):
-        def _stream(self, *_: Any, **__: Any) -> Iterator[ChatGenerationChunk]:
-            self.asked.append(1)
-            message = AIMessageChunk(content="one two ")
-            yield ChatGenerationChunk(message=message)
-            text = "cut"
-            raise ConnectionResetError(text)
-
-    models = [Breaking(results=[HELLO]) for _ in range(2)]
+    said = [AIMessageChunk(content="one two ")]
+    models = [Scripted(chunks=said, breaks=True) for _ in range(2)]
     routes = [Route(model=m, input_price=1, output_price=1e6) for m in models]
     router = RetryRouter(routes=routes, max_cost=3.0001, clock=FakeClock())
-    with pytest.raises(StreamInterruptedError, match="cut") as caught:
+    with pytest.raises(StreamInterruptedError, match="broke") as caught:
         list(twin.stream(router, "hi", max_tokens=2))
     assert caught.value.delivered == "one two "
-    assert len(models[0].asked + models[1].asked) == 1
+    assert len(models[0].sent + models[1].sent) == 1
 
 
 def test_who_waits_is_spread_over_the_queues() -> None:
@@ -300,82 +294,63 @@ def test_who_waits_is_spread_over_the_queues() -> None:
     assert min(counts.values()) >= 5
 
 
-def test_a_route_that_gets_free_is_found() -> None:
-    """A call that waits at one route looks at the other one again."""
-    limits = [RateLimit(max_concurrency=1) for _ in range(2)]
-    held = [limit.try_reserve(Size()) for limit in limits]
-    routes = [
-        Route(model=Odd(results=[answer(name)]), rate_limit=limit)
-        for name, limit in zip("ab", limits, strict=True)
-    ]
-    policy = RetryPolicy(failover_after_wait=0.05)
-    threading.Timer(0.2, held[1].succeeded).start()  # type: ignore[union-attr]
-    began = time.monotonic()
-    router = RetryRouter(routes=routes, retry_policy=policy)
-    assert router.invoke("hi").text == "b"
-    assert time.monotonic() - began < 20
-
-
-def test_a_route_that_was_full_is_found_again(twin: Twin) -> None:
-    """A call that waits at a later route looks at those before it, too."""
+@pytest.mark.parametrize("freed", ["a", "b"])
+def test_a_route_that_gets_free_is_found(twin: Twin, freed: str) -> None:
+    """A call that waits at one route looks at the others again, before and behind."""
 
     class Freeing(BaseCallbackHandler):
         def on_custom_event(self, *_: Any, **__: Any) -> None:
             held.succeeded()
 
     clock = FakeClock()
-    first = RateLimit(max_concurrency=1, clock=clock)
-    second = RateLimit(requests_per_minute=1, clock=clock)
-    held: Any = first.try_reserve(Size())
-    second.try_reserve(Size())
+    busy = RateLimit(max_concurrency=1, clock=clock)
+    used_up = RateLimit(requests_per_minute=1, clock=clock)
+    held: Any = busy.try_reserve(Size())
+    used_up.try_reserve(Size())
+    limits = [busy, used_up] if freed == "a" else [used_up, busy]
     routes = [
         Route(model=Odd(results=[answer(name)]), rate_limit=limit)
-        for name, limit in (("a", first), ("b", second))
+        for name, limit in zip("ab", limits, strict=True)
     ]
     router = RetryRouter(routes=routes, clock=clock)
-    config = {"callbacks": [Freeing()]}
-    assert twin.invoke(router, "hi", config).text == "a"
+    assert twin.invoke(router, "hi", {"callbacks": [Freeing()]}).text == freed
     assert sum(clock.sleeps) < 30
 
 
-def test_a_route_that_fails_quickly_is_not_the_fastest(twin: Twin) -> None:
+def after(clock: FakeClock, seconds: float, said: Any) -> Any:
+    """An answer that takes its time."""
+
+    def say(_: Any) -> Any:
+        clock.advance(seconds)
+        return said
+
+    return say
+
+
+def fastest_of(clock: FakeClock, *models: Odd) -> RetryRouter:
+    settings: dict[str, Any] = {"strategy": "least_latency", "seed": 1, "retries": 0}
+    return router_of(*models, clock=clock, **settings)
+
+
+def test_a_route_that_fails_quickly_is_not_the_fastest(
+    twin: Twin, clock: FakeClock
+) -> None:
     """Only answers are fast; a failure counts as slower than the slowest of them."""
-    clock = FakeClock()
-
-    def slowly(_: Any) -> ChatResult:
-        clock.advance(2)
-        return HELLO
-
     sick = Odd(results=[Exception("no")])
-    router = RetryRouter(
-        routes=[sick, Odd(results=[slowly])],
-        strategy="least_latency",
-        breaker_settings=None,
-        retry_policy=ONCE,
-        clock=clock,
-        seed=1,
-    )
+    router = fastest_of(clock, sick, Odd(results=[after(clock, 2, HELLO)]))
     for _ in range(30):
         twin.invoke(router, "hi")
     assert len(sick.asked) <= 3
 
 
-def test_a_refused_prompt_does_not_make_a_route_slow(twin: Twin) -> None:
+def test_a_refused_prompt_does_not_make_a_route_slow(
+    twin: Twin, clock: FakeClock
+) -> None:
     """A content filter's refusal is an answer: it is raised, and the route is well."""
-    clock = FakeClock()
-
-    def after(seconds: float, said: Any) -> Any:
-        def say(_: Any) -> Any:
-            clock.advance(seconds)
-            return said
-
-        return say
-
-    refusal = ContentFilterError("no")
-    fast = Odd(results=[after(1, HELLO), after(0.1, refusal), after(1, HELLO)])
-    slow = Odd(results=[after(5, HELLO)])
-    fields: dict[str, Any] = {"strategy": "least_latency", "seed": 1, "clock": clock}
-    router = RetryRouter(routes=[fast, slow], retry_policy=ONCE, **fields)
+    said = ((1, HELLO), (0.1, ContentFilterError("no")), (1, HELLO))
+    fast = Odd(results=[after(clock, *one) for one in said])
+    slow = Odd(results=[after(clock, 5, HELLO)])
+    router = fastest_of(clock, fast, slow)
     for _ in range(6):
         with contextlib.suppress(ContentFilterError):
             twin.invoke(router, "hi")

@@ -192,14 +192,6 @@ def test_a_route_that_ran_out_of_time_counts_as_slow(
     may_end.set()
 
 
-def test_the_faster_of_two_routes_leads() -> None:
-    """Always; and one that was never measured counts as the fastest."""
-    assert firsts(by_speed(2.0, 0.5), 200) == {1: 200}
-    half_known = new("least_latency", 2, 23)
-    half_known.measured(0, 0.001, 0)
-    assert firsts(half_known, 100) == {1: 100}
-
-
 def test_an_outage_of_all_routes_is_soon_forgotten() -> None:
     """Failures in turn do not add up: after them the faster route leads again."""
     strategy = by_speed(1.0, 5.0)
@@ -224,9 +216,12 @@ def test_of_many_the_slowest_never_leads() -> None:
 
 
 def test_nobody_is_preferred_while_nothing_is_known() -> None:
-    """At the start the first calls spread over all routes instead of all on one."""
+    """At the start calls spread over all routes; the known one is the slower one."""
     led = firsts(new("least_latency", 3, 24), 3_000)
     assert all(abs(led[route] - 1_000) <= 4 * 26 for route in range(3))
+    half_known = new("least_latency", 2, 23)
+    half_known.measured(0, 0.001, 0)
+    assert firsts(half_known, 100) == {1: 100}
 
 
 def test_a_slow_answer_is_believed_at_once_and_a_fast_one_little_by_little() -> None:
