@@ -208,18 +208,6 @@ def test_an_agent_answers_with_data(lab: Lab, strategy: Any, has_tools: bool) ->
     lab.assert_asked(4 if has_tools else 2, runs=int(has_tools))
 
 
-@pytest.mark.parametrize("on_failure", ["error", "continue"])
-def test_retries_are_not_multiplied(lab: Lab, on_failure: Any) -> None:
-    """LangChain's own retries do not repeat a call that we gave up on."""
-    lab.gateway.always(Status(503))
-    retries = ModelRetryMiddleware(
-        max_retries=4, initial_delay=0, on_failure=on_failure
-    )
-    with pytest.raises(UnavailableError, match="gave up after 3 attempts"):
-        lab.ask(lab.agent(middleware=[retries]))
-    lab.assert_asked(3, runs=0)
-
-
 class Talk(TypedDict):
     """The state of a graph of one model."""
 

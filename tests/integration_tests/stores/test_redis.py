@@ -26,13 +26,13 @@ from langchain_retryrouter import (
     SpendLimit,
 )
 from langchain_retryrouter._shared import LIMIT, SPEND, Operation
-from langchain_retryrouter.spend_limits import Price, SpendReservation
 from langchain_retryrouter.stores import RedisStore
 from langchain_retryrouter.testing import Answer, FaultyGateway, Silence, Status
 from tests.support.fleet import each, fleet
 from tests.support.models import chat_openai
 from tests.support.redis_server import RedisServer, SlowProxy, free_port, wait
 from tests.unit_tests.conftest import Twin
+from tests.unit_tests.money.conftest import reserved
 from tests.unit_tests.stores.conftest import eventually, states
 
 # Python warns of forks in programs with threads; the stores' are some.
@@ -135,19 +135,6 @@ def test_replies_have_all_digits(
         store.submit(operation, "name", args, replies.append)
         eventually(lambda: replies)
     assert 10 / 3 in replies[0]
-
-
-def reserved(limit: SpendLimit, money: float) -> SpendReservation:
-    """A reservation, once Redis has leased the money."""
-    found: list[SpendReservation] = []
-
-    def is_there() -> bool:
-        one = limit.reserve(Price(money, money))
-        found.extend([one] if isinstance(one, SpendReservation) else [])
-        return bool(found)
-
-    eventually(is_there)
-    return found[0]
 
 
 def test_what_a_late_redis_has_counted_counts_once(redis_server: RedisServer) -> None:

@@ -180,15 +180,6 @@ def test_the_limit_after_the_end_does_not_hold_before_it(
 # --- buffered streams ---
 
 
-def test_a_buffered_stream_is_delivered_at_its_end(engine: Engine) -> None:
-    """When the first event is seen, the last one of the answer has been read."""
-    source = Source(ROLE, HEL, LO, WHOLE, ChunkInfo())
-    context = engine.context(is_buffered=True)
-    assert engine.stream(context, Script(source), stop_after=1) == [ROLE]
-    assert source.read == 4
-    assert outcomes(context) == ["ok"]
-
-
 def test_a_buffered_stream_that_fails_delivers_nothing(engine: Engine) -> None:
     """The error does not name text as delivered that the caller has not seen."""
     seen: list[ChunkInfo] = []

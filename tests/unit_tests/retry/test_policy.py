@@ -44,19 +44,13 @@ def test_the_defaults() -> None:
 
 
 def test_a_policy_is_plain_data() -> None:
-    """It is frozen, keyword-only, hashable, and survives JSON and pickle."""
+    """It is hashable, and survives JSON and pickle."""
     policy = RetryPolicy(max_retries=7, deadline=30.0, jitter=False)
     as_json = json.dumps(dataclasses.asdict(policy), allow_nan=False)
-    for copy in (
-        RetryPolicy(**json.loads(as_json)),
-        pickle.loads(pickle.dumps(policy)),
-    ):
+    read = RetryPolicy(**json.loads(as_json))
+    for copy in (read, pickle.loads(pickle.dumps(policy))):
         assert (copy, hash(copy)) == (policy, hash(policy))
     assert policy.max_attempts == 8
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        policy.max_retries = 3  # type: ignore[misc]
-    with pytest.raises(TypeError):
-        RetryPolicy(2)  # type: ignore[call-arg]
 
 
 NOT_SECONDS = [-1, -1e-9, math.nan, math.inf, -math.inf, 10**400, True, "1", [1], 1j]
@@ -78,6 +72,9 @@ WAITS = "initial_delay max_delay backoff_factor max_retry_after failover_after_w
 LIMITED = "attempt_timeout first_token_timeout stall_timeout"
 NOT_LIMITS = [*(bad for bad in NOT_SECONDS if bad != math.inf), 0, 0.0]
 TOKENS = "capacity retry_cost throttled_cost success_gain"
+COUNTS = "failure_threshold minimum_calls quorum"
+TIMES, NOT_TIMES = "recovery_time window", [*NOT_LIMITS, math.inf, None]
+NOT_RATES, NOT_SHARES = [0, 1.1, -0.1, math.nan, "1"], [-1, 1.1, None, True]
 ADVICE = {
     "max_retries": " (0 sends one request and never repeats it)",
     "deadline": "; leave it None for no limit",
@@ -95,30 +92,10 @@ ADVICE = {
         (RetryPolicy, "jitter", [None, 0, 1, "yes"], "True or False"),
         (RetryPolicy, "on_retry on_failover", HOOKS, "a function that is not async"),
         (CircuitBreaker, "on_state_change", HOOKS, "a function that is not async"),
-        (
-            CircuitBreaker,
-            "failure_threshold minimum_calls quorum",
-            [0, *NOT_WHOLE],
-            "a whole number, 1 or more",
-        ),
-        (
-            CircuitBreaker,
-            "recovery_time window",
-            [*NOT_LIMITS, math.inf, None],
-            "a finite number above 0",
-        ),
-        (
-            CircuitBreaker,
-            "failure_rate",
-            [0, 1.1, -0.1, math.nan, "1"],
-            "a share above 0 and up to 1",
-        ),
-        (
-            CircuitBreaker,
-            "recovery_jitter",
-            [-1, 1.1, None, True],
-            "a share from 0 to 1",
-        ),
+        (CircuitBreaker, COUNTS, [0, *NOT_WHOLE], "a whole number, 1 or more"),
+        (CircuitBreaker, TIMES, NOT_TIMES, "a finite number above 0"),
+        (CircuitBreaker, "failure_rate", NOT_RATES, "a share above 0 and up to 1"),
+        (CircuitBreaker, "recovery_jitter", NOT_SHARES, "a share from 0 to 1"),
         (
             RetryBudget,
             TOKENS,
