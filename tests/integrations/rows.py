@@ -38,7 +38,7 @@ class Row:
     """One integration.
 
     Attributes:
-        cls: Its chat model, as `package:Class`.
+        cls: Its chat model, as `package:Class`, without `langchain_`.
         protocol: What its provider speaks.
         fields: The arguments of its class; `{url}` is the server's address.
         provider: Whose own words its errors have, in `errors.json`.
@@ -73,7 +73,7 @@ class Row:
 
     @property
     def package(self) -> str:
-        return self.cls.partition(":")[0]
+        return f"langchain_{self.cls.partition(':')[0]}"
 
     @property
     def is_installed(self) -> bool:
@@ -81,9 +81,9 @@ class Row:
 
     def model(self, url: str) -> BaseChatModel:
         """The model, talking to the server at `url`."""
-        package, _, name = self.cls.partition(":")
+        name = self.cls.partition(":")[2]
         fields = _filled(self.fields, url)
-        module = importlib.import_module(package)
+        module = importlib.import_module(self.package)
         if name == "ChatVertexAI":
             auth = importlib.import_module("google.auth.credentials")
             fields["credentials"] = auth.AnonymousCredentials()
@@ -172,38 +172,28 @@ _AWS_FIELDS: Final = {
 _CLAUDE: Final = "anthropic.claude-3-sonnet-20240229-v1:0"
 
 ROWS: Final[Mapping[str, Row]] = {
-    "openai": Row("langchain_openai:ChatOpenAI", OPENAI, _OPENAI_FIELDS, "openai"),
+    "openai": Row("openai:ChatOpenAI", OPENAI, _OPENAI_FIELDS, "openai"),
     "openai-responses": Row(
-        "langchain_openai:ChatOpenAI",
+        "openai:ChatOpenAI",
         RESPONSES,
         {**_OPENAI_FIELDS, "use_responses_api": True},
         "openai",
         mode="Responses",
     ),
-    "anthropic": Row(
-        "langchain_anthropic:ChatAnthropic", ANTHROPIC, _FIELDS, "anthropic"
-    ),
+    "anthropic": Row("anthropic:ChatAnthropic", ANTHROPIC, _FIELDS, "anthropic"),
     "google-genai": Row(
-        "langchain_google_genai:ChatGoogleGenerativeAI", GEMINI, _FIELDS, "gemini"
+        "google_genai:ChatGoogleGenerativeAI", GEMINI, _FIELDS, "gemini"
     ),
     "aws-converse": Row(
-        "langchain_aws:ChatBedrockConverse",
-        CONVERSE,
-        {"model": _CLAUDE, **_AWS_FIELDS},
-        "amazon",
+        "aws:ChatBedrockConverse", CONVERSE, {"model": _CLAUDE, **_AWS_FIELDS}, "amazon"
     ),
     "aws-invoke": Row(
-        "langchain_aws:ChatBedrock",
-        INVOKE_MODEL,
-        {"model": _CLAUDE, **_AWS_FIELDS},
-        "amazon",
+        "aws:ChatBedrock", INVOKE_MODEL, {"model": _CLAUDE, **_AWS_FIELDS}, "amazon"
     ),
-    "mistralai": Row(
-        "langchain_mistralai:ChatMistralAI", MISTRAL, _OPENAI_FIELDS, "mistral"
-    ),
-    "groq": Row("langchain_groq:ChatGroq", GROQ, _FIELDS, "groq"),
+    "mistralai": Row("mistralai:ChatMistralAI", MISTRAL, _OPENAI_FIELDS, "mistral"),
+    "groq": Row("groq:ChatGroq", GROQ, _FIELDS, "groq"),
     "cohere": Row(
-        "langchain_cohere:ChatCohere",
+        "cohere:ChatCohere",
         COHERE,
         {"model": "command-a", "cohere_api_key": _KEY, "base_url": "{url}"},
         "cohere",
@@ -211,29 +201,26 @@ ROWS: Final[Mapping[str, Row]] = {
         " a router asks for the whole call instead",
     ),
     "ollama": Row(
-        "langchain_ollama:ChatOllama",
-        OLLAMA,
-        {"model": "sick", "base_url": "{url}"},
-        "ollama",
+        "ollama:ChatOllama", OLLAMA, {"model": "sick", "base_url": "{url}"}, "ollama"
     ),
-    "fireworks": Row("langchain_fireworks:ChatFireworks", OPENAI, _FIELDS, "fireworks"),
+    "fireworks": Row("fireworks:ChatFireworks", OPENAI, _FIELDS, "fireworks"),
     "deepseek": Row(
-        "langchain_deepseek:ChatDeepSeek",
+        "deepseek:ChatDeepSeek",
         OPENAI,
         {"model": "sick", "api_key": _KEY, "api_base": "{url}/v1"},
         "deepseek",
     ),
     "xai": Row(
-        "langchain_xai:ChatXAI",
+        "xai:ChatXAI",
         OPENAI,
         {"model": "sick", "api_key": _KEY, "xai_api_base": "{url}/v1/"},
         "xai",
     ),
     "openrouter": Row(
-        "langchain_openrouter:ChatOpenRouter", OPENAI, _OPENAI_FIELDS, "openrouter"
+        "openrouter:ChatOpenRouter", OPENAI, _OPENAI_FIELDS, "openrouter"
     ),
     "huggingface": Row(
-        "langchain_huggingface:ChatHuggingFace",
+        "huggingface:ChatHuggingFace",
         OPENAI,
         {
             "endpoint_url": "{url}",
@@ -243,21 +230,21 @@ ROWS: Final[Mapping[str, Row]] = {
         "huggingface",
     ),
     "nvidia": Row(
-        "langchain_nvidia_ai_endpoints:ChatNVIDIA",
+        "nvidia_ai_endpoints:ChatNVIDIA",
         OPENAI,
         {"model": "sick", "api_key": "nvapi-test0123456789", "base_url": "{url}/v1"},
         "nvidia",
         loses_headers=("ainvoke", "astream"),
     ),
     "litellm": Row(
-        "langchain_litellm:ChatLiteLLM",
+        "litellm:ChatLiteLLM",
         OPENAI,
         {"model": "openai/sick", "api_key": _KEY, "api_base": "{url}/v1"},
         "openai",
     ),
     # Async it speaks gRPC only.
     "google-vertexai": Row(
-        "langchain_google_vertexai:ChatVertexAI",
+        "google_vertexai:ChatVertexAI",
         GEMINI_LIST,
         {
             "model_name": "gemini-sick",
@@ -272,7 +259,7 @@ ROWS: Final[Mapping[str, Row]] = {
         methods=("invoke", "stream"),
     ),
     "google-vertexai-grpc": Row(
-        "langchain_google_vertexai:ChatVertexAI",
+        "google_vertexai:ChatVertexAI",
         VERTEX,
         {"model_name": "gemini-sick", "project": "p", "location": "us-central1"},
         "gemini over gRPC",
@@ -282,23 +269,15 @@ ROWS: Final[Mapping[str, Row]] = {
         unknown_faults=("502 page", "page as 200", "empty 200", "no body"),
     ),
     "perplexity": Row(
-        "langchain_perplexity:ChatPerplexity",
-        OPENAI,
-        _FIELDS,
-        "perplexity",
-        has_tools=False,
+        "perplexity:ChatPerplexity", OPENAI, _FIELDS, "perplexity", has_tools=False
     ),
-    "together": Row(
-        "langchain_together:ChatTogether", OPENAI, _OPENAI_FIELDS, "together"
-    ),
+    "together": Row("together:ChatTogether", OPENAI, _OPENAI_FIELDS, "together"),
     "ibm": Row(
-        "langchain_ibm:ChatWatsonx",
+        "ibm:ChatWatsonx",
         IBM,
         {"model_id": "sick", "validate_model": False},
         "ibm",
         loses_headers=("stream", "astream"),
     ),
-    "cerebras": Row(
-        "langchain_cerebras:ChatCerebras", OPENAI, _OPENAI_FIELDS, "openai"
-    ),
+    "cerebras": Row("cerebras:ChatCerebras", OPENAI, _OPENAI_FIELDS, "openai"),
 }
