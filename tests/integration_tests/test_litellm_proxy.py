@@ -33,7 +33,6 @@ from langchain_retryrouter.testing import (
     FaultyGateway,
     Reset,
     Status,
-    Step,
     Truncate,
 )
 from tests.integration_tests.litellm_proxy import (
@@ -110,17 +109,13 @@ def _outcomes(attempt_log: dict[str, Any]) -> list[str]:
 
 
 def test_an_answer_has_text_usage_and_attempts(lab: Lab, cls: Any) -> None:
-    """A healthy answer has its text, its usage, and one attempt."""
-    result = lab.twin.generate(lab.llm(cls, "well"), ["Hello?"])
-    assert result.generations[0][0].text == _SIMULATED
+    """A healthy answer has text, usage and one attempt; a stream comes in pieces."""
+    llm = lab.llm(cls, "well")
+    result = lab.twin.generate(llm, ["Hello?"])
+    chunks = lab.twin.stream(llm, "Hello?")
+    assert result.generations[0][0].text == "".join(chunks) == _SIMULATED
     assert result.llm_output["token_usage"]["total_tokens"] == 30
     assert _outcomes(result.llm_output["retryrouter"]) == ["ok"]
-
-
-def test_a_stream_comes_in_pieces(lab: Lab, cls: Any) -> None:
-    """A healthy stream comes chunk by chunk, and adds up to the answer."""
-    chunks = lab.twin.stream(lab.llm(cls, "well"), "Hello?")
-    assert "".join(chunks) == _SIMULATED
     assert len([chunk for chunk in chunks if chunk]) > 1
 
 
@@ -138,18 +133,17 @@ def test_too_few_answers_are_an_error(lab: Lab) -> None:
 
 
 def test_a_stream_has_its_usage(lab: Lab, cls: Any) -> None:
-    """LiteLLM counts a stream in a chunk with an empty choice, after its end."""
+    """LiteLLM counts a stream in a chunk with an empty choice, after its end.
+
+    The zeros that it sends where it has not counted are left out.
+    """
     llm = lab.llm(cls, streaming=True, stream_usage=True)
     usage = lab.twin.generate(llm, ["Hello?"]).llm_output["token_usage"]
     assert usage["completion_tokens"] == 5
     assert usage["total_tokens"] == usage["prompt_tokens"] + 5
     assert lab.asked == 1
-
-
-def test_a_stream_without_usage_has_none(lab: Lab, cls: Any) -> None:
-    """The zeros that LiteLLM sends where it has not counted are left out."""
-    llm = lab.llm(cls, "well", streaming=True)
-    assert lab.twin.generate(llm, ["Hello?"]).llm_output["token_usage"] == {}
+    result = lab.twin.generate(lab.llm(cls, "well", streaming=True), ["Hello?"])
+    assert result.llm_output["token_usage"] == {}
 
 
 # Failures that LiteLLM simulates.
@@ -267,47 +261,27 @@ def test_a_retry_of_the_proxy_is_one_attempt(lab: Lab) -> None:
     assert lab.retries == []
 
 
-def _status(status: int, code: str, message: str) -> Step:
-    return Status(status, error_code=code, message=message)
+_QUOTA = "You exceeded your current quota, check your plan."
+_TOO_LONG = "This model's maximum context length is 4097."
+_REJECTED = "Your request was rejected by our safety system."
+# The provider's status, code and sentence, and the class of the error.
+_FINAL: list[tuple[int, str | None, str, type[RetryRouterError]]] = [
+    (401, None, "no", AuthenticationError),
+    (403, None, "no", PermissionDeniedError),
+    (404, None, "no", NotFoundError),
+    (422, None, "no", InvalidRequestError),
+    (429, "insufficient_quota", _QUOTA, QuotaExceededError),
+    (400, "context_length_exceeded", _TOO_LONG, ContextLengthError),
+    (400, "content_policy_violation", _REJECTED, ContentFilterError),
+]
 
 
-_FINAL: dict[str, tuple[Step, type[RetryRouterError]]] = {
-    "401": (Status(401), AuthenticationError),
-    "403": (Status(403), PermissionDeniedError),
-    "404": (Status(404), NotFoundError),
-    "422": (Status(422), InvalidRequestError),
-    "quota": (
-        _status(
-            429,
-            "insufficient_quota",
-            "You exceeded your current quota, check your plan.",
-        ),
-        QuotaExceededError,
-    ),
-    "context": (
-        _status(
-            400,
-            "context_length_exceeded",
-            "This model's maximum context length is 4097.",
-        ),
-        ContextLengthError,
-    ),
-    "safety": (
-        _status(
-            400,
-            "content_policy_violation",
-            "Your request was rejected by our safety system.",
-        ),
-        ContentFilterError,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", _FINAL)
-def test_a_final_failure_behind_the_proxy(lab: Lab, cls: Any, name: str) -> None:
+@pytest.mark.parametrize(("status", "code", "message", "error"), _FINAL)
+def test_a_final_failure_behind_the_proxy(
+    lab: Lab, cls: Any, status: int, code: str | None, message: str, error: Any
+) -> None:
     """A final error of the provider keeps its kind through the proxy."""
-    step, error = _FINAL[name]
-    lab.provider.script(step)
+    lab.provider.script(Status(status, error_code=code, message=message))
     with pytest.raises(error) as caught:
         lab.twin.invoke(lab.llm(cls), "Hello?")
     assert caught.value.attempts == 1
@@ -318,14 +292,8 @@ def test_a_refusal_is_not_an_empty_answer(lab: Lab) -> None:
     """LiteLLM moves a refusal to `provider_specific_fields`; it is read there."""
     message = {"role": "assistant", "content": None, "refusal": "I will not"}
     choice = {"index": 0, "finish_reason": "stop", "message": message}
-    answer = {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "gpt-4o",
-        "choices": [choice],
-        "usage": dict.fromkeys(_TOKENS, 1),
-    }
+    facts = {"id": "1", "object": "chat.completion", "created": 1, "model": "gpt-4o"}
+    answer = {**facts, "choices": [choice], "usage": dict.fromkeys(_TOKENS, 1)}
     headers = {"content-type": "application/json"}
     lab.provider.script(Body(headers=headers, body=json.dumps(answer)))
     with pytest.raises(ContentFilterError, match="I will not"):
