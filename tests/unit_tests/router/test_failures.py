@@ -50,7 +50,7 @@ from langchain_retryrouter.testing import (
     Status,
     Step,
 )
-from tests.support.models import KEY, NOWHERE, chat_openai, gpt_router
+from tests.support.models import KEY, NOWHERE, chat_openai
 from tests.support.provider_answers import DATA, check, status_of
 
 from .anthropic_wire import after_the_beginning, chat_anthropic, event, problem
@@ -233,16 +233,6 @@ def test_an_odd_error_is_an_error(
     error = routed(chat_openai(gateway), way)
     assert isinstance(error, RetryRouterError)
     assert error.status_code in {None, status}
-
-
-@every_way
-def test_an_error_of_ours_is_handed_on_as_it_is(
-    gateway: FaultyGateway, way: Way
-) -> None:
-    """GPTRouter names its own failures, and nothing of them gets lost."""
-    gateway.script(Status(429, {"retry-after": "3"}))
-    error = routed(gpt_router(gateway, "gpt-4o", max_retries=0), way)
-    assert (type(error).__name__, error.retry_after) == ("GPTRouterRateLimitError", 3)
 
 
 # --- SDKs that are not installed, by the shape of their exceptions ------------------
