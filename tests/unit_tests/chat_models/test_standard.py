@@ -110,7 +110,7 @@ class TestRetryRouter(ChatModelUnitTests):
 
     Two tests have nothing to ask: a router reads no variable of the environment, and
     LangChain reads the classes of its own list of packages only, where it is not given
-    others, as in `tests/unit_tests/config/test_to_config.py`.
+    others, as in `tests/unit_tests/config/test_config.py`.
     """
 
     @property
