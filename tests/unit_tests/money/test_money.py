@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from langchain_core.caches import InMemoryCache
-from langchain_core.language_models import SimpleChatModel
 from pydantic import SecretStr
 
 from langchain_retryrouter import (
@@ -50,6 +49,7 @@ from langchain_retryrouter.testing import (
 )
 from tests.support import models
 from tests.support.forks import told_by_a_child
+from tests.unit_tests.router.attempts import HELLO, Odd
 
 from .conftest import (
     ANSWERED,
@@ -191,28 +191,13 @@ def test_an_inner_router_hands_its_costs_on(env: Env) -> None:
     assert env.log("invoke", new_router(*routes)).cost == COST
 
 
-class LostWithItsLoop(SimpleChatModel):
-    """A model whose first connections are of an event loop that was closed."""
-
-    lost: int
-
-    @property
-    def _llm_type(self) -> str:
-        return "lost"
-
-    def _call(self, *_: Any, **__: Any) -> str:
-        self.lost -= 1
-        if self.lost >= 0:
-            msg = "Event loop is closed"
-            raise RuntimeError(msg)
-        return "Hello"
-
-
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_a_limit_pays_all_that_was_asked_inside_of_a_route(env: Env, way: str) -> None:
     """A rejected answer, or a request sent again, is in the log and in the limit."""
     once, verdicts = RetryPolicy(max_retries=0), [True, False]
-    lost = env.route(model=LostWithItsLoop(lost=2))
+    # A model whose first connections are of an event loop that was closed.
+    gone = RuntimeError("Event loop is closed")
+    lost = env.route(model=Odd(results=[gone, gone, HELLO]))
     two = {"accept": lambda _: verdicts.pop(), "retry_policy": once}
     for inner in (
         new_router(env.route("a"), env.route("b"), **two),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableConfig
 
@@ -108,6 +108,29 @@ class Scripted(BaseChatModel):
         if self.breaks:
             msg = "the connection broke"
             raise ConnectionResetError(msg)
+
+
+class Odd(BaseChatModel):
+    """Returns what it is given, one after the other, or raises it, or what it makes."""
+
+    results: list[Any]
+    asked: list[Any] = []  # noqa: RUF012 - a field
+
+    @property
+    def _llm_type(self) -> str:
+        return "odd"
+
+    def _generate(self, messages: Any, *_: Any, **options: Any) -> Any:
+        self.asked.append(messages)
+        result = self.results.pop(0) if len(self.results) > 1 else self.results[0]
+        if callable(result):
+            result = result(options)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+HELLO = ChatResult(generations=[ChatGeneration(message=AIMessage("Hello"))])
 
 
 def text_of(way: Way, model: BaseChatModel) -> str:

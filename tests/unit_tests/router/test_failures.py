@@ -11,7 +11,6 @@ import urllib.request
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import aiohttp
 import httpx
@@ -24,7 +23,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core import exceptions as langchain
 from langchain_core.language_models import BaseChatModel
-from langchain_core.outputs import ChatResult
 from openai.types.responses import ResponseError
 from pydantic import BaseModel, ValidationError
 
@@ -54,7 +52,7 @@ from tests.support.models import KEY, NOWHERE, chat_openai
 from tests.support.provider_answers import DATA, check, status_of
 
 from .anthropic_wire import after_the_beginning, chat_anthropic, event, problem
-from .attempts import WAYS, Way, ask, error_of, every_way, router_of
+from .attempts import WAYS, Odd, Way, ask, error_of, every_way, router_of
 
 K = FailureKind
 JSON = {"content-type": "application/json"}
@@ -68,23 +66,14 @@ def routed(model: BaseChatModel, way: Way = WAYS[0]) -> Any:
     return error_of(way, router_of(model))
 
 
-class AskingModel(BaseChatModel):
-    """An integration that asks its provider by whatever it was given."""
-
-    ask: Callable[[], Any]
-
-    @property
-    def _llm_type(self) -> str:
-        return "asking"
-
-    def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
-        del args, kwargs
-        raise AssertionError(self.ask())
-
-
 def raising(error: Exception) -> BaseChatModel:
     """A model that raises `error`."""
-    return AskingModel(ask=Mock(side_effect=error))
+    return Odd(results=[error])
+
+
+def asking(ask: Callable[[], Any]) -> BaseChatModel:
+    """A model that asks its provider by `ask`, which fails."""
+    return Odd(results=[lambda _: ask()])
 
 
 # --- ChatOpenAI and ChatAnthropic over HTTP -----------------------------------------
@@ -485,7 +474,7 @@ def test_a_wrapper_is_what_it_was_raised_in_place_of(
         except type(cause):
             raise wrapper  # noqa: B904 - as integrations do
 
-    told = routed(AskingModel(ask=lambda: ask(wrapper)))
+    told = routed(asking(lambda: ask(wrapper)))
     assert (told.kind, told.retry_after) == (kind, wait)
     with pytest.raises(ValueError, match="a bug") as caught:
         ask(ValueError("a bug"))
@@ -521,7 +510,7 @@ def test_the_requests_key_is_not_shown(query: str, headers: dict[str, str]) -> N
         body = {"error": {"message": "my-own-secret is wrong"}}
         httpx.Response(403, request=request, json=body).raise_for_status()
 
-    told = routed(AskingModel(ask=ask))
+    told = routed(asking(ask))
     assert told.message == "Error code: 403 - *** is wrong"
     shown = f"{told.body} {''.join(traceback.format_exception(told))}"
     assert "my-own-secret" not in shown
@@ -620,12 +609,12 @@ CLIENTS = [*CHECK_STATUS, with_urllib3]
 def sent(send: Any, step: Step | None) -> Any:
     """The router's error for a request by `send`; None: no server listens."""
     if step is None:
-        return routed(AskingModel(ask=lambda: send(NOWHERE, 5.0)))
+        return routed(asking(lambda: send(NOWHERE, 5.0)))
     with FaultyGateway() as gateway:
         url = f"{gateway.openai_url}/chat/completions"
         timeout = 0.6 if isinstance(step, Silence) else 5.0
         gateway.script(step)
-        return routed(AskingModel(ask=lambda: send(url, timeout)))
+        return routed(asking(lambda: send(url, timeout)))
 
 
 LIMITS = {"status_code": 429, "may_have_run": False}

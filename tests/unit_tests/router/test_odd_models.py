@@ -11,7 +11,7 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
-from langchain_core.language_models import BaseChatModel, FakeMessagesListChatModel
+from langchain_core.language_models import FakeMessagesListChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_openai import ChatOpenAI
@@ -33,6 +33,8 @@ from tests.support.models import chat_openai
 from tests.unit_tests.conftest import Twin
 
 from .attempts import (
+    HELLO,
+    Odd,
     Scripted,
     Way,
     every_way,
@@ -44,27 +46,6 @@ from .attempts import (
 )
 
 ONCE = RetryPolicy(max_retries=0)
-HELLO = ChatResult(generations=[ChatGeneration(message=AIMessage("Hello"))])
-
-
-class Odd(BaseChatModel):
-    """Returns what it is given, one after the other, or raises it."""
-
-    results: list[Any]
-    asked: list[Any] = []  # noqa: RUF012 - a field
-
-    @property
-    def _llm_type(self) -> str:
-        return "odd"
-
-    def _generate(self, messages: Any, *_: Any, **options: Any) -> Any:
-        self.asked.append(messages)
-        result = self.results.pop(0) if len(self.results) > 1 else self.results[0]
-        if callable(result):
-            result = result(options)
-        if isinstance(result, Exception):
-            raise result
-        return result
 
 
 def answer(text: str) -> ChatResult:
