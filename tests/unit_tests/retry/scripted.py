@@ -49,6 +49,7 @@ class Script:
     def __init__(self, *outcomes: Outcome) -> None:
         self._outcomes = outcomes
         self.attempts: list[Attempt] = []
+        self.classified: list[list[ChunkInfo]] = []
 
     @property
     def numbers(self) -> list[int]:
@@ -57,6 +58,17 @@ class Script:
     @property
     def timeouts(self) -> list[float | None]:
         return [attempt.timeout for attempt in self.attempts]
+
+    def new_classifier(self) -> Callable[[ChunkInfo], ChunkInfo]:
+        """The identity, that keeps the events of its stream in `classified`."""
+        seen: list[ChunkInfo] = []
+        self.classified.append(seen)
+
+        def classify(chunk: ChunkInfo) -> ChunkInfo:
+            seen.append(chunk)
+            return chunk
+
+        return classify
 
     def send(self, attempt: Attempt) -> Any:
         """Send, or connect."""
@@ -235,15 +247,11 @@ def answer_for(start: Start) -> object:
     return "hello" if start is Engine.call else Source(token("hello"), END)
 
 
-def new_classifier() -> Callable[[ChunkInfo], ChunkInfo]:
-    return lambda chunk: chunk
-
-
 def open_(
     context: RetryContext, script: Script, recorder: Recorder | None = None
 ) -> Generator[ChunkInfo, None, None]:
     notify = recorder.notify if recorder else None
-    return stream(context, script.send, new_classifier, notify)
+    return stream(context, script.send, script.new_classifier, notify)
 
 
 def aopen(
@@ -251,7 +259,7 @@ def aopen(
 ) -> AsyncGenerator[ChunkInfo, None]:
     """An async stream, not begun."""
     anotify = recorder.anotify if recorder else None
-    return astream(context, script.asend, new_classifier, anotify)
+    return astream(context, script.asend, script.new_classifier, anotify)
 
 
 def context_for(

@@ -261,14 +261,19 @@ def test_a_first_token_that_was_not_handed_over_is_retried(engine: Engine) -> No
 
 
 def test_an_interruption_counts_its_attempts_and_its_failure(engine: Engine) -> None:
-    """The error has attempts and route, and the budget gains nothing."""
+    """The error has attempts and route, and the budget gains nothing.
+
+    State that a classifier keeps of a failed attempt does not reach the next.
+    """
     budget, broken = RetryBudget(), APIConnectionError("the connection broke")
     parts: dict[str, Any] = {"route": lambda: "gpt-4", "budget": budget}
     context = engine.context(errors=GPT_ROUTER_ERRORS, **parts)
+    script = Script(Source(ROLE, broken), Source(HEL))
     with pytest.raises(GPT_ROUTER_ERRORS[FailureKind.INTERRUPTED]) as caught:
-        engine.stream(context, Script(Source(broken), Source(HEL)))
+        engine.stream(context, script)
     assert (caught.value.attempts, caught.value.route) == (2, "gpt-4")
     assert outcomes(context) == ["connection", "interrupted"]
+    assert script.classified == [[ROLE], [HEL]]
     assert budget.tokens == 486
 
 

@@ -684,6 +684,12 @@ os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert done.returncode == 0
 
 
+def test_the_edges_of_each_range_are_allowed() -> None:
+    """The smallest and the largest numbers that make sense."""
+    CircuitBreaker(failure_threshold=1, recovery_time=1e-9, failure_rate=1, window=1e-9)
+    CircuitBreaker(minimum_calls=1, recovery_jitter=1, failure_rate=1e-9)
+
+
 # --- budgets ---
 
 
