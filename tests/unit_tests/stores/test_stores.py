@@ -49,6 +49,7 @@ from tests.support.models import KEY, chat_openai
 from tests.unit_tests.conftest import Twin
 
 from .conftest import (
+    LateStore,
     Processes,
     SilentStore,
     eventually,
@@ -133,6 +134,27 @@ def test_a_listener_that_raises_stops_nothing(
     eventually(lambda: "a listener failed" in caplog.text)
     one.pause_for(30)
     eventually(lambda: other.pause)
+
+
+def test_tokens_that_redis_has_counted_without_an_answer_count_once() -> None:
+    """What is not answered is sent again, and what was taken since then with it."""
+    clock = FakeClock()
+    store = LateStore(clock=clock)
+    budget, other = (RetryBudget(name="b", store=store) for _ in "ab")
+    for _ in range(3):
+        store.is_late = True
+        for _ in range(4):
+            budget.spend()
+        budget.refund(6)
+        clock.advance(1)
+        store.wake()
+        store.is_late = False
+        for _ in range(2):
+            clock.advance(1)
+            store.wake()
+    assert budget.tokens == other.tokens == 500 - 3 * (4 * 14 - 6)
+    (scope,) = store.snapshot()
+    assert scope.facts == {"capacity": 500, "tokens": budget.tokens}
 
 
 def test_a_record_that_was_lost_does_not_fill_the_bucket(processes: Processes) -> None:
