@@ -22,8 +22,12 @@ from collections.abc import (
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 from langchain_core import callbacks, outputs
-from langchain_core.language_models import ModelProfile, chat_models
 from langchain_core.language_models.base import LangSmithParams, LanguageModelInput
+from langchain_core.language_models.chat_models import (
+    agenerate_from_stream,
+    generate_from_stream,
+)
+from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.runnables import Runnable
@@ -378,7 +382,7 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
         **kwargs: Any,
     ) -> outputs.ChatResult:
         if self.streaming if stream is None else stream:
-            return chat_models.generate_from_stream(
+            return generate_from_stream(
                 self._stream(messages, stop=stop, run_manager=run_manager, **kwargs)
             )
         providers, params = self._prepare(messages, stop, kwargs, stream=False)
@@ -394,7 +398,7 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
         **kwargs: Any,
     ) -> outputs.ChatResult:
         if self.streaming if stream is None else stream:
-            return await chat_models.agenerate_from_stream(
+            return await agenerate_from_stream(
                 self._astream(messages, stop=stop, run_manager=run_manager, **kwargs)
             )
         providers, params = self._prepare(messages, stop, kwargs, stream=False)
