@@ -38,6 +38,9 @@ _DETAILS: Final = {
 }
 
 
+_MOST_TOKENS: Final = 10**12  # More is no count.
+
+
 def usage_of(usage: Mapping[str, Any]) -> dict[str, Any]:
     """The usage of an answer in LangChain's names, whichever names it has."""
     own = {n: usage_of(v) if isinstance(v, Mapping) else v for n, v in usage.items()}
@@ -47,12 +50,13 @@ def usage_of(usage: Mapping[str, Any]) -> dict[str, Any]:
 def tokens_of(usage: Mapping[str, Any]) -> tuple[int, int] | None:
     """Tokens of the prompt and of the answer; None if the counts make no sense."""
     read, written = usage.get("input_tokens", 0), usage.get("output_tokens", 0)
-    if any(type(count) is not int or count < 0 for count in (read, written)):
-        return None
+    for count in (read, written):
+        if type(count) is not int or not 0 <= count <= _MOST_TOKENS:
+            return None
     # Thoughts are paid as an answer; xAI and others count them in the total only.
     details = usage.get("output_token_details")
     thoughts = details.get("reasoning") if isinstance(details, Mapping) else None
-    extra = thoughts if type(thoughts) is int and thoughts > 0 else 0
+    extra = max(0, thoughts) if type(thoughts) is int else 0
     comes_on_top = usage.get("total_tokens") == read + written + extra
     return read, written + extra if comes_on_top else written
 

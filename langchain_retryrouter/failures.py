@@ -122,6 +122,7 @@ _BY_STATUS: Final = {
     429: FailureKind.RATE_LIMIT,
     498: FailureKind.UNAVAILABLE,  # Groq's, of a tier without capacity.
     499: FailureKind.UNAVAILABLE,  # Google's CANCELLED.
+    446: FailureKind.CONTENT_FILTER,  # Guardrails of Portkey and WSO2.
     # 501 and 505 say that the server will never do it.
     501: FailureKind.INVALID_REQUEST,
     503: FailureKind.UNAVAILABLE,
@@ -142,9 +143,10 @@ _BY_HUNDREDS: Final = {
 _SHARPENED: Final[Mapping[int, frozenset[FailureKind]]] = {
     # Never a server error.
     **dict.fromkeys(
-        (400, 403, 412, 413, 422),
+        (400, 403, 412, 413, 422, 451),
         frozenset(FailureKind) - _RETRYABLE | {FailureKind.MALFORMED},
     ),
+    424: frozenset({FailureKind.CONTENT_FILTER}),  # Cloudflare's AI Gateway.
     401: frozenset({FailureKind.QUOTA}),
     429: frozenset({FailureKind.QUOTA, FailureKind.RATE_LIMIT}),
     500: frozenset({FailureKind.CONTEXT_OVERFLOW}),  # Ollama's.
@@ -201,7 +203,10 @@ _BY_WORDS: Final = (
             r"(?:input|prompt|request|message|content).{0,60}\bflagged",
             r"(?:inappropriate|unsafe|sensitive|harmful|nsfw)(?: or \w+)? content",
             r"sensitive information|\b(?:in|out)put (?:new )?sensitive|敏感内容",
-            r"requires moderation",
+            r"requires moderation|(?:by|violat\w*.{0,40}) moderation|model armor",
+            r"violat\w*.{0,40}(?:polic|guideline)|\bcensor",
+            r"(?:prompt|response|output) (?:was |is )?blocked",
+            r"审核不通过|违禁|违规|inhaltsrichtlinie|コンテンツポリシー",
             rf"{_STOPPED}.{{0,80}}\bguardrail|\bguardrail.{{0,80}}{_STOPPED}",
         ),
     ),
@@ -268,6 +273,22 @@ _QUOTED: Final = (
     r"|param(?:eter)?|argument|model|class|object|for|at) )(['\"`])[^\s'\"`]+\2"
     r"|\b\w+(?:\[[^\]\s]{0,80}\])?(?:\.(?!\w+(?:error|exception)\b)[\w\[\]]+){2,}(?!\w)"
     r"|(?<=\w)\[[^\]\s]{1,80}\]|\binput_value=[^\n]*|https?://[^\s'\"<>\\]+"
+    # What a validator shows of the request: all of it, with the prompt.
+    r"|['\"]input['\"]: [^\n]*|\binput: [\[{][^\n]*|\bon instance:[\s\S]*"
+    r"|['\"](?:messages|role)['\"]: ?[\[\"'][^\n]*|\binvalid value: '[^'\n]*'"
+)
+# The filter itself is in trouble, or what is refused is an account, a setting or a name
+# and not what was said: another route may answer.
+_NOT_WHAT_WAS_SAID: Final = (
+    r"\baccount.{0,60}(?:suspend|flagg|restrict|disabl|block|bann|terminat|pattern)"
+    r"|\b(?:fair|acceptable) usage|\bby your organi[sz]ation|\bnot found\b"
+    r"|\b(?:unknown|unrecogni[sz]ed|unsupported|unexpected|extra) (?:request )?"
+    r"(?:param|arg|field|propert|key|option|inputs? |tool|function)"
+    r"|\bnot (?:configured|enabled|supported)\b"
+    r"|connection (?:refused|reset|error)|\btimed? ?out"
+    r"|\bfailed to (?:appl|connect|evaluat|execut|initiali|load|reach|respond|run)"
+    r"|\b(?:org(?:ani[sz]ation)?|network|security|access|iam|quota|routing|egress)"
+    r" polic(?:y|ies)"
 )
 # A limit of the answer's length, and not of what it answers: Amazon's, and Groq's.
 _OF_THE_OUTPUT: Final = (
@@ -341,6 +362,10 @@ def _kinds_said(
                 continue
             if kind is FailureKind.CONTEXT_OVERFLOW and re.search(
                 _OF_THE_OUTPUT, words
+            ):
+                continue
+            if kind is FailureKind.CONTENT_FILTER and re.search(
+                _NOT_WHAT_WAS_SAID, words
             ):
                 continue
             if pattern.search(words):

@@ -116,7 +116,7 @@ def read_response(
         if isinstance(part, str) and not _PAGE.search(part[:_LONGEST_TEXT])
     )
     kind = _kind_of(meant, names, text, facts.get("param"), is_event=status is None)
-    waits = _waits_in(facts, text, unix_time)
+    waits = _waits_in(body, facts, text, unix_time)
     if kind in {FailureKind.QUOTA, FailureKind.RATE_LIMIT}:
         times = set(_GOOGLES_TIMES.findall(json.dumps(body, default=str)))
         is_named = any(classify(meant, name) is FailureKind.QUOTA for name in names)
@@ -430,21 +430,42 @@ def _sentence_in(facts: Mapping[str, Any], body: Any) -> str:
     return json.dumps(body, default=str) if body and is_shown else ""
 
 
+# Fields of a body, and the header that says the same.
+_WAIT_FIELDS: Final = {
+    "retry_after": "retry-after",
+    "retry_after_seconds": "retry-after",
+    "retry_after_secs": "retry-after",
+    "retryAfter": "retry-after",
+    "retryAfterSeconds": "retry-after",
+    "resets_in_seconds": "retry-after",
+    "retry_after_ms": "retry-after-ms",
+    "retryAfterMs": "retry-after-ms",
+}
+
+
 def _waits_in(
-    facts: Mapping[str, Any], text: str, unix_time: float
+    body: Any, facts: Mapping[str, Any], text: str, unix_time: float
 ) -> list[float | None]:
     """The seconds to wait that the body names; None for a form that is not known."""
-    # Google's RetryInfo: google/rpc/error_details.proto.
-    places = (facts, _mapping(facts.get("metadata")))
-    names = ("retry_after", "retry_after_seconds", "retryAfter")
-    delays = [one.get("retryDelay") for one in _mappings(facts.get("details"))]
-    delays += [fields.get(name) for fields in places for name in names]
+    nested = (facts.get(name) for name in ("metadata", "details", "parameters"))
+    places = (_mapping(body), facts, *map(_mapping, nested))
+    delays: list[tuple[str, Any]] = []
+    for one in _mappings(facts.get("details")):
+        # Google's RetryInfo: google/rpc/error_details.proto.
+        delay = one.get("retryDelay")
+        delays.append(("retry-after", _mapping(delay).get("seconds", delay)))
+    delays += [
+        (header, fields.get(name))
+        for fields in places
+        for name, header in _WAIT_FIELDS.items()
+    ]
     headers = [_pairs(_mapping(fields.get("headers"))) for fields in places]
-    headers += [[("retry-after", str(delay))] for delay in delays if delay is not None]
+    headers += [[(header, str(said))] for header, said in delays if said is not None]
     waits = [
         read_advice(one, unix_time=unix_time).retry_after for one in headers if one
     ]
-    return waits if (wait := read_wait(text)) is None else [*waits, wait]
+    wait = read_wait(text, unix_time=unix_time)
+    return waits if wait is None else [*waits, wait]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

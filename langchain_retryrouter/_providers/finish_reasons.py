@@ -49,10 +49,12 @@ _NO_REASON: Final = ("null", "none", "not_finished", "unspecified")
 _KINDS: Final = {
     FailureKind.CONTENT_FILTER: (
         r"filter|safety|refus|prohibited|block|spii|recitation|guardrail|moderat"
-        r"|toxic|sensitive|policy|model_armor|violation"
+        r"|toxic|sensitive|policy|model_armor|violation|blacklist|unsafe|reject|denied"
+        r"|censor"
     ),
     FailureKind.LENGTH: (
-        r"length|max_(?:\w+_)?tokens|token_limit|context_window|max_len|error_limit"
+        r"length|max(?:imum)?_(?:\w+_)?tokens|token_limit|context_window|max_len"
+        r"|error_limit|truncat"
     ),
     FailureKind.MALFORMED: (
         r"malformed|unexpected_tool|too_many_tool|invalid_(?:tool|function)"
@@ -60,7 +62,7 @@ _KINDS: Final = {
     ),
     FailureKind.INTERRUPTED: (
         r"error|cancel|abort|fail|time_?(?:out|limit)|insufficient|unavailable"
-        r"|overload|interrupt|^incomplete$|^(?:image_)?other$|^language$"
+        r"|overload|interrupt|quota|preempt|deadline|disconnect|killed|^incomplete$|^(?:image_)?other$|^language$"
     ),
 }
 

@@ -34,6 +34,10 @@ _DURATION: Final = re.compile(
     r"(?=\d)(?:\d+d)?(?:\d+h)?(?:\d+m(?!s))?(?:\d+(?:\.\d+)?s)?(?:\d+(?:\.\d+)?ms)?",
     re.ASCII,
 )
+_SPELT_OUT: Final = re.compile(
+    r"\d+(?:\.\d+)? (?:milliseconds?|seconds?|secs?|minutes?|mins?|hours?|days?)",
+    re.ASCII,
+)
 # Of several dates in one line each one, with the comma that two of the forms have.
 _DATE: Final = re.compile(r"(?:^|,)\s*([A-Za-z]{3,9},?[^,]*:[^,]*)", re.ASCII)
 _ISO_DATE: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[^\s,]*", re.ASCII)
@@ -42,9 +46,27 @@ _AMOUNT: Final = (
     r"\d{1,9}(?:\.\d{1,9})? ?(?:ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?"
     r"|h|hrs?|hours?|d|days?)(?![a-z])"
 )
+_AMOUNTS: Final = rf"(?:{_AMOUNT}(?:,? and |,? )?)+"
 _WAIT: Final = re.compile(
     r"\b(?:try again|retry|wait|available|resets?)(?: \w+){0,3}?"
-    rf":? ~?((?:{_AMOUNT}(?:,? and |,? )?)+)"
+    rf":? ~?({_AMOUNTS})"
+)
+_AFTER: Final = re.compile(r"\bretry[- ]after:? (\d{1,6})(?![\w:-]|\.\d)(?! ?[a-z])")
+_UNTIL: Final = re.compile(
+    r"\b(?:again|retry|until|resets?|available)(?: \w+){0,3}?:? ?"
+    r"(\d{4}-\d\d-\d\dt\d\d:\d\d:\d\d[^\s,)]*)"
+)
+# Other languages say when to come back, in the words before or after the time.
+_ASKS_TO_RETRY: Final = (
+    r"erneut|wieder|nochmal|réessay|nouveau|reint[eé]nt|intent|novamente|riprov"
+)
+_FOREIGN_AMOUNT: Final = re.compile(
+    r"(\d{1,9}) ?(?:(s(?:ekunden?|egundos?|econdes?|econdi))"
+    r"|(m(?:inuten?|inutos?|inutes?|inuti))|(stunden?|heures?|horas?))\b"
+)
+_EAST_ASIAN_AMOUNT: Final = re.compile(
+    r"(\d{1,9}) ?(?:(秒|초)|(分|분)|(小时|小時|時間|시간))钟?鐘?"
+    r"(?:内|之|以)? ?(?:后|後|후)"
 )
 _HANDED_ON: Final = "llm_provider-"
 _UNIT_SECONDS: Final = {
@@ -70,7 +92,7 @@ _NAMELESS_WINDOW: Final = re.compile(r"(?:^|,)\s*(\d{1,15});\s*w=(\d{1,9})", re.
 _IETF_FACTS: Final = {"q": "limit", "r": "remaining", "t": "reset", "w": "window"}
 # `x-ratelimit-reset-tokens`, `anthropic-ratelimit-input-tokens-reset`, and so on.
 _LIMIT: Final = re.compile(
-    r"(?:x-|anthropic-)?ratelimit-(?:(?P<what>[a-z-]+)-)?"
+    r"(?:[a-z]+-)*?rate-?limit(?P<by>by[a-z]+)?-(?:(?P<what>[a-z-]+)-)?"
     r"(?P<fact>limit|remaining|reset)(?:-(?P<last>[a-z-]+))?"
 )
 # Of limits on the tokens of answers alone there is no view.
@@ -96,9 +118,11 @@ def read_advice(headers: Headers, *, unix_time: float) -> ServerAdvice:
     spelled = {value.lower() for value in fields.get("x-should-retry", ())}
     should_retry = False if "false" in spelled else True if "true" in spelled else None
     milliseconds = map(_number, fields.get("retry-after-ms", ()))
+    # Gateways put words around it, as Kong's `x-ai-ratelimit-retry-after`.
+    named = [n for n in fields if "retry-after" in n and not n.endswith("-ms")]
     waits = [
         *(None if value is None else value / 1000 for value in milliseconds),
-        *(_seconds_or_date(value, now) for value in fields.get("retry-after", ())),
+        *(_seconds_or_date(value, now) for name in named for value in fields[name]),
         *map(_number, fields.get("x-ratelimit-reset-after", ())),
     ]
     if all(wait is None for wait in waits):
@@ -135,7 +159,7 @@ def _limits_in(
                 said = {_IETF_FACTS[k]: float(n) for k, n in _IETF.findall(limit)}
                 found[limit.partition(";")[0].strip()] |= said
         elif match := _LIMIT.fullmatch(field):
-            fact, facts = match["fact"], found[match["what"] or match["last"] or ""]
+            fact, facts = match["fact"], found[_name_in(match)]
             if fact == "reset":
                 number = _duration_or_moment(text, now)
             else:
@@ -148,9 +172,31 @@ def _limits_in(
     return found
 
 
-def read_wait(sentence: str) -> float | None:
+def read_wait(sentence: str, *, unix_time: float) -> float | None:
     """The seconds that a provider's sentence asks to wait, if it names a time."""
-    return _longest(map(_sum, _WAIT.findall(sentence[:_LONGEST_SENTENCE].lower())))
+    words = sentence[:_LONGEST_SENTENCE].lower()
+    words = re.sub(r"(?<=\d),(?=\d{3}\b)", "", words)
+    words = re.sub(r"\b(?:an?|one) (?=second\b|minute\b|hour\b|day\b)", "1 ", words)
+    foreign = _EAST_ASIAN_AMOUNT.findall(words)
+    if re.search(_ASKS_TO_RETRY, words):
+        foreign += _FOREIGN_AMOUNT.findall(words)
+    moments = (_timestamp(text.rstrip(".").upper()) for text in _UNTIL.findall(words))
+    return _longest(
+        [
+            *map(_sum, _WAIT.findall(words)),
+            *map(float, _AFTER.findall(words)),
+            *(max(0.0, one - unix_time) for one in moments if one is not None),
+            *(
+                float(number) * (1 if seconds else 60 if minutes else 3_600)
+                for number, seconds, minutes, _ in foreign
+            ),
+        ]
+    )
+
+
+def _name_in(match: re.Match[str]) -> str:
+    """The name of the limit that a header is about; empty if it has none."""
+    return match["by"] or match["what"] or match["last"] or ""
 
 
 def _fields_of(
@@ -209,8 +255,12 @@ def _duration_or_moment(text: str, now: float) -> float | None:
         moment = _timestamp(text)
         if moment is not None:
             return max(0.0, moment - now)
-        is_duration = len(text) <= _LONGEST_VALUE and _DURATION.fullmatch(text)
-        return _sum(text) if is_duration else None
+        # ISO 8601 begins a duration with `PT`.
+        words = text[2:].lower() if text[:2] == "PT" else text
+        is_duration = len(text) <= _LONGEST_VALUE and (
+            _DURATION.fullmatch(words) or _SPELT_OUT.fullmatch(words)
+        )
+        return _sum(words) if is_duration else None
     if plain < _FIRST_MOMENT:
         return plain
     return max(0.0, (plain if plain < _FIRST_MOMENT_MS else plain / 1000) - now)

@@ -170,6 +170,8 @@ def take(results: queue.SimpleQueue[T], seconds: float | None) -> T:
     Only the main thread hears signals, and it is not woken by one that comes right
     before it waits, so it looks for them.
     """
+    if seconds is not None:
+        seconds = min(max(0.0, seconds), threading.TIMEOUT_MAX)
     if threading.current_thread() is not threading.main_thread():
         return results.get(timeout=seconds)
     ends = None if seconds is None else time.monotonic() + seconds
@@ -181,8 +183,6 @@ def take(results: queue.SimpleQueue[T], seconds: float | None) -> T:
 
 def _receive(results: queue.SimpleQueue[Result[Any]], seconds: float | None) -> Any:
     """What a worker thread returns or raises within so many seconds."""
-    if seconds is not None:
-        seconds = min(max(0.0, seconds), threading.TIMEOUT_MAX)
     try:
         result, error = take(results, seconds)
     except queue.Empty:

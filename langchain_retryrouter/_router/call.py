@@ -543,8 +543,13 @@ class RouterCall:
             attempt.facts["prefill"] = attempt.is_prefilled
             if prefill is not None:
                 attempt.messages = [*attempt.messages, prefill]
+            expected, space = self._delivered, ""
+            if prefill is not None:
+                space = self._delivered[len(text) :]
+                if not (route.supports_prefill or prefill.additional_kwargs):
+                    expected = space  # Only Mistral repeats a prefill.
             attempt.prefix = PrefixFilter(
-                self._delivered, is_optional=attempt.is_prefilled or not text
+                expected, is_optional=attempt.is_prefilled or not text, space=space
             )
 
     def _amend(self, attempt: RouteAttempt, error: Exception) -> bool:

@@ -118,7 +118,7 @@ class AnswerJudge:
         if self.output is not None:
             try:
                 parsed = self.output.parse(message)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # The latter: "[[[[[…".
                 raise cut or self.misfit(attempt, error, message) from error
         for accept in (attempt.route.accept, self.accept):
             if accept is not None:
@@ -204,10 +204,16 @@ class PrefixFilter:
     A model seldom writes the same text twice, so every character must be the same.
     """
 
-    def __init__(self, delivered: str, *, is_optional: bool = False) -> None:
-        """After `delivered`; with `is_optional` the answer may begin behind it, too."""
+    def __init__(
+        self, delivered: str, *, is_optional: bool = False, space: str = ""
+    ) -> None:
+        """After `delivered`; with `is_optional` the answer may begin behind it, too.
+
+        What then follows may repeat the `space` that a prefill went without.
+        """
         self.facts: ChatGenerationChunk | None = None
         self._missing = delivered
+        self._space = space
         self._taken = ""
         self._is_optional = is_optional
 
@@ -217,7 +223,7 @@ class PrefixFilter:
             return self._with_facts(chunk)
         rest, is_more = self._rest_of(chunk.text), is_more_than_text(chunk)
         if is_more and self._missing:  # No more text comes before a call.
-            rest = self._begun_behind()
+            rest = self._begun_behind("")
         if not (rest or is_more):
             self._keep_facts(chunk)
             return None
@@ -229,17 +235,22 @@ class PrefixFilter:
     def _rest_of(self, text: str) -> str:
         common = min(len(text), len(self._missing))
         if text[:common] != self._missing[:common]:
-            return self._begun_behind() + text
+            return self._begun_behind(text)
         self._missing = self._missing[common:]
         self._taken += text[:common]
         return text[common:]
 
-    def _begun_behind(self) -> str:
-        """What was taken of an answer that seemed to repeat the text, and did not."""
+    def _begun_behind(self, text: str) -> str:
+        """What is new in an answer that seemed to repeat the text, and did not."""
         if not self._is_optional:
             raise self._another_answer()
-        self._missing = ""
-        return self._taken
+        said, self._taken = self._taken + text, ""
+        known = 0
+        while known < len(said) and self._space.startswith(said[: known + 1]):
+            known += 1
+        # More of the space may come with the next chunk.
+        self._space = self._missing = self._space[known:] if known == len(said) else ""
+        return said[known:]
 
     def _keep_facts(self, chunk: ChatGenerationChunk) -> None:
         """Keep what a known chunk says of the answer, such as its usage."""

@@ -74,7 +74,7 @@ CODES = {
 
 
 # The body says more about these; any other status is not overruled.
-REFINED = {400, 401, 403, 413, 422, 429}
+REFINED = {400, 401, 403, 413, 422, 424, 429}
 PHRASE = "you exceeded your current quota, maximum context length"
 
 
