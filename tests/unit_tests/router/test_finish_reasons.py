@@ -95,7 +95,8 @@ UNNAMED: list[dict[str, Any]] = [
             *("", "error", "cancelled", "FINISH_REASON_UNSPECIFIED", "null", "None"),
             *("FinishReason.FINISH_REASON_UNSPECIFIED", "FinishReason.OTHER"),
             *("FinishReason.MALFORMED_FUNCTION_CALL", "insufficient_system_resource"),
-            *("abort", "UNEXPECTED_TOOL_CALL", "network_error"),
+            *("abort", "UNEXPECTED_TOOL_CALL", "network_error", "quota_exceeded"),
+            *("preempted", "deadline_exceeded", "disconnected", "killed"),
         )
     ),
     {"stopReason": "malformed_tool_use"},
@@ -145,6 +146,8 @@ REFUSALS: list[dict[str, Any]] = [
     {"normalized_finish_reason": "content_filter", "finish_reason": "other"},
     {"finish_reason": "MODEL_ARMOR"},
     {"finish_reason": "sensitive"},
+    {"finish_reason": "blacklist"},  # GigaChat's.
+    {"finish_reason": "unsafe"},
     {"prompt_feedback": {"block_reason": 1}, "finish_reason": ""},
     {**INCOMPLETE, "incomplete_details": {"reason": "content_filter"}},
 ]
@@ -697,3 +700,25 @@ def test_what_follows_a_prefill(way: Way, text: str, whole: str) -> None:
         return
     said, last = taken_up(way, "langchain_mistralai", "m", text)
     assert (said, last.additional_kwargs) == (whole, {"prefix": True})
+
+
+@streaming
+@pytest.mark.parametrize(
+    ("said", "rest", "whole"),
+    [
+        ("1", "1", "11"),
+        ("ha", "ha!", "haha!"),
+        ("a ", " b", "a b"),
+        ("a\n\n", "\n\nb", "a\n\nb"),
+        ("a\n\n", "\nb", "a\n\nb"),
+        ("a  ", "b", "a  b"),
+    ],
+)
+def test_claude_does_not_repeat_a_prefill(
+    way: Way, said: str, rest: str, whole: str
+) -> None:
+    """What it says is new, but for the white space that the prefill went without."""
+    first = Scripted(chunks=[chunk(said)], breaks=True)
+    parts = [*map(chunk, rest[:-1]), chunk(rest[-1], STOP)]
+    second = fake_of("langchain_anthropic", parts, model="claude-sonnet-4-0")
+    assert text_of(way, router_of(first, second, stream_recovery="continue")) == whole

@@ -451,6 +451,33 @@ def test_a_json_schema_is_checked(
         assert problem in str(caught.value)
 
 
+@pytest.mark.parametrize("method", ["json_mode", "json_schema"])
+def test_an_endless_nesting_is_an_answer_that_does_not_fit(
+    env: Env, method: Any
+) -> None:
+    """Python's limit of recursion is no error of the caller's."""
+    env.gateway.always(Answer("[" * 20_000))
+    chain = env.router(both=True).with_structured_output(Person, method=method)
+    assert env.ask(chain) == ADA
+
+
+@pytest.mark.parametrize("form", ["openai", "flat", "anthropic"])
+def test_a_tool_is_a_schema_by_its_own_name(env: Env, form: str) -> None:
+    """Its parameters may have another title, as pydantic's schemas do."""
+    parameters = Person.model_json_schema()
+    flat = {"name": "find", "description": "Find one.", "parameters": parameters}
+    schema: dict[str, Any] = {
+        "openai": {"type": "function", "function": flat},
+        "flat": flat,
+        "anthropic": {"name": "find", "input_schema": parameters},
+    }[form]
+    env.gateway.script(call_of(FITS, "find"))
+    chain = env.router().with_structured_output(schema, method="function_calling")
+
+    assert env.ask(chain) == json.loads(FITS)
+    assert sent_to(env.gateway)[0]["tools"][0]["function"]["name"] == "find"
+
+
 # --- agents ---
 
 
