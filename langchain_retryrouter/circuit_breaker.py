@@ -111,10 +111,10 @@ class CircuitBreaker(Shareable):
 
     Only retryable failures count: a 400 says nothing about the provider's health. A
     `RetryRouter` counts the failures of one request that the request may have caused
-    (500, 502, a lost connection, a malformed or interrupted answer) as one within
-    `window`. Thread-safe. A copy or deep copy of a model shares its breaker. A pickle
-    has the numbers alone: in another process the breaker starts closed, on the system's
-    clock and without a listener.
+    (500, 502, a timeout, a lost connection, a malformed or interrupted answer) as one
+    within `window`. Thread-safe. A copy or deep copy of a model shares its breaker. A
+    pickle has the numbers alone: in another process the breaker starts closed, on the
+    system's clock and without a listener.
 
     A server that asks for a longer pause than the policy's `max_retry_after` opens the
     breaker at once and for as long as it asked, a day at most; one that asks for less

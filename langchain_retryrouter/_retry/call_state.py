@@ -851,8 +851,10 @@ class CallState(CallLog):
             breaker.cancelled(permit)
         else:
             self._counted.add(id(breaker))
+            # A prompt may take any server longer than the limit, or to its end.
             is_suspect = kind in _MAYBE_THE_REQUESTS or (
-                kind is FailureKind.CONNECTION and failure.may_have_run
+                kind in {FailureKind.CONNECTION, FailureKind.TIMEOUT}
+                and failure.may_have_run
             )
             request = self._request_hash() if is_suspect else None
             breaker.failed(permit, retry_after=retry_after, request=request)

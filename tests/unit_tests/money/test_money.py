@@ -411,6 +411,12 @@ def test_thoughts_are_paid_once(
     assert FixedPrices(1, 1000).cost(usage_of({read: 100, **written, **whole})) == money
 
 
+def test_a_count_that_no_answer_can_have_is_none() -> None:
+    """It is neither paid nor an error of the caller's."""
+    usage = {"input_tokens": 10**400, "output_tokens": 1}
+    assert FixedPrices(1, 1).cost(usage) is None
+
+
 class TurnedClock(FakeClock):
     """A clock whose date can be turned back, as NTP does."""
 
