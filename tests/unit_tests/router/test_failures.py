@@ -718,7 +718,7 @@ def test_an_answer_has_its_kind_and_its_wait(
     check(error, entry)
 
 
-@pytest.mark.parametrize("entry", DATA["wordings"])
+@pytest.mark.parametrize("entry", [*DATA["wordings"], *DATA["made_up"]])
 def test_a_wording_has_its_kind(entry: dict[str, Any]) -> None:
     """Each provider's words for a kind are known, with the seconds that they name."""
     report = read_response(entry["status"], entry.get("headers", {}), entry["body"])
