@@ -11,11 +11,12 @@ import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from langchain_retryrouter.failures import Failure
 
 _DIGITS: Final = 12
+_MOST_TOKENS: Final = 10**12  # More is no count.
 # OpenAI's names of counts, and LangChain's.
 _LANGCHAINS: Final = {
     "prompt_tokens": "input_tokens",
@@ -38,9 +39,6 @@ _DETAILS: Final = {
 }
 
 
-_MOST_TOKENS: Final = 10**12  # More is no count.
-
-
 def usage_of(usage: Mapping[str, Any]) -> dict[str, Any]:
     """The usage of an answer in LangChain's names, whichever names it has."""
     own = {n: usage_of(v) if isinstance(v, Mapping) else v for n, v in usage.items()}
@@ -50,15 +48,18 @@ def usage_of(usage: Mapping[str, Any]) -> dict[str, Any]:
 def tokens_of(usage: Mapping[str, Any]) -> tuple[int, int] | None:
     """Tokens of the prompt and of the answer; None if the counts make no sense."""
     read, written = usage.get("input_tokens", 0), usage.get("output_tokens", 0)
-    for count in (read, written):
-        if type(count) is not int or not 0 <= count <= _MOST_TOKENS:
-            return None
+    if not (_is_count(read) and _is_count(written)):
+        return None
     # Thoughts are paid as an answer; xAI and others count them in the total only.
     details = usage.get("output_token_details")
     thoughts = details.get("reasoning") if isinstance(details, Mapping) else None
-    extra = max(0, thoughts) if type(thoughts) is int else 0
+    extra = thoughts if _is_count(thoughts) else 0
     comes_on_top = usage.get("total_tokens") == read + written + extra
     return read, written + extra if comes_on_top else written
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= _MOST_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class ListedPrices:
             if not isinstance(given, Mapping):
                 continue
             found = {theirs: given.get(ours) for ours, theirs in names.items()}
-            details |= {n: c for n, c in found.items() if type(c) is int and c > 0}
+            details |= {n: c for n, c in found.items() if c and _is_count(c)}
         if self.plain is not None and not details:
             return self.plain.money(*tokens)
         parts = details.get("cache_write_5m_tokens", 0)

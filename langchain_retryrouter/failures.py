@@ -120,9 +120,9 @@ _BY_STATUS: Final = {
     424: FailureKind.UNAVAILABLE,  # Azure's and Amazon's, of a model that failed.
     425: FailureKind.UNAVAILABLE,
     429: FailureKind.RATE_LIMIT,
+    446: FailureKind.CONTENT_FILTER,  # Guardrails of Portkey and WSO2.
     498: FailureKind.UNAVAILABLE,  # Groq's, of a tier without capacity.
     499: FailureKind.UNAVAILABLE,  # Google's CANCELLED.
-    446: FailureKind.CONTENT_FILTER,  # Guardrails of Portkey and WSO2.
     # 501 and 505 say that the server will never do it.
     501: FailureKind.INVALID_REQUEST,
     503: FailureKind.UNAVAILABLE,
@@ -146,8 +146,8 @@ _SHARPENED: Final[Mapping[int, frozenset[FailureKind]]] = {
         (400, 403, 412, 413, 422, 451),
         frozenset(FailureKind) - _RETRYABLE | {FailureKind.MALFORMED},
     ),
-    424: frozenset({FailureKind.CONTENT_FILTER}),  # Cloudflare's AI Gateway.
     401: frozenset({FailureKind.QUOTA}),
+    424: frozenset({FailureKind.CONTENT_FILTER}),  # Cloudflare's AI Gateway.
     429: frozenset({FailureKind.QUOTA, FailureKind.RATE_LIMIT}),
     500: frozenset({FailureKind.CONTEXT_OVERFLOW}),  # Ollama's.
 }

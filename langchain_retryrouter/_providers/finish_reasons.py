@@ -62,7 +62,8 @@ _KINDS: Final = {
     ),
     FailureKind.INTERRUPTED: (
         r"error|cancel|abort|fail|time_?(?:out|limit)|insufficient|unavailable"
-        r"|overload|interrupt|quota|preempt|deadline|disconnect|killed|^incomplete$|^(?:image_)?other$|^language$"
+        r"|overload|interrupt|quota|preempt|deadline|disconnect|killed"
+        r"|^incomplete$|^(?:image_)?other$|^language$"
     ),
 }
 

@@ -264,6 +264,7 @@ class Integration:
             for the answer (Google's and Groq's documentation of structured output).
         prefill: A pattern of the models that continue a last message of the assistant.
         prefill_kwargs: What such a message needs in its `additional_kwargs`.
+        repeats_prefill: Whether the answer begins with that message again.
     """
 
     disable: _Way = _copy_clients
@@ -281,6 +282,7 @@ class Integration:
     no_format_with_tools: str = ""
     prefill: str = ""
     prefill_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    repeats_prefill: bool = False
 
 
 # Claude 4.6 and later answer a prefill with a 400 ("What's new in Claude 4.6").
@@ -309,7 +311,11 @@ INTEGRATIONS: Final[Mapping[str, Integration]] = {
     ),
     # The number counts attempts here.
     "langchain_mistralai": Integration(
-        _copy_field, sends_once=(0, 1), prefill=".", prefill_kwargs={"prefix": True}
+        _copy_field,
+        sends_once=(0, 1),
+        prefill=".",
+        prefill_kwargs={"prefix": True},
+        repeats_prefill=True,
     ),
     "langchain_google_genai": Integration(
         _copy_field,

@@ -541,13 +541,12 @@ class RouterCall:
             attempt.is_prefilled = prefill is not None
             attempt.facts["continued_at"] = len(self._delivered)
             attempt.facts["prefill"] = attempt.is_prefilled
-            if prefill is not None:
-                attempt.messages = [*attempt.messages, prefill]
             expected, space = self._delivered, ""
             if prefill is not None:
+                attempt.messages = [*attempt.messages, prefill]
                 space = self._delivered[len(text) :]
-                if not (route.supports_prefill or prefill.additional_kwargs):
-                    expected = space  # Only Mistral repeats a prefill.
+                if not route.may_repeat_prefill:
+                    expected = space
             attempt.prefix = PrefixFilter(
                 expected, is_optional=attempt.is_prefilled or not text, space=space
             )

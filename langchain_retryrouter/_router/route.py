@@ -422,6 +422,12 @@ class Route(Serializable):
             return AIMessage(content=text, additional_kwargs=dict(kwargs or {}))
         return None
 
+    @property
+    def may_repeat_prefill(self) -> bool:
+        """Whether an answer may begin with the prefill, so that it is taken out."""
+        # Of a model that the caller says takes one, it is not known.
+        return bool(self.supports_prefill) or integration_of(self.model).repeats_prefill
+
     @functools.cached_property
     def subject(self) -> Subject:
         """What an attempt asks, for observers."""

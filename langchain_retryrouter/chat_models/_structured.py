@@ -151,15 +151,9 @@ def _json_schema_form(schema: Schema) -> dict[str, Any]:
             return dict(nested)
         if "name" in schema and "schema" in schema:
             return dict(schema)
-        # A tool of OpenAI or of Anthropic; its parameters may have another title.
-        function = schema.get("function")
-        tool = function if isinstance(function, dict) else schema
-        parameters = tool.get("parameters", tool.get("input_schema"))
-        if isinstance(tool.get("name"), str) and isinstance(parameters, dict):
-            described = {k: tool[k] for k in ("description",) if k in tool}
-            return {"name": tool["name"], "schema": {**described, **parameters}}
     plain = convert_to_json_schema(schema)
-    return {"name": str(plain["title"]), "schema": plain}
+    # Its title may be another one: that of the parameters of a tool.
+    return {"name": convert_to_openai_tool(schema)["function"]["name"], "schema": plain}
 
 
 # --- what answers of several providers have in common ---

@@ -412,9 +412,15 @@ def test_thoughts_are_paid_once(
 
 
 def test_a_count_that_no_answer_can_have_is_none() -> None:
-    """It is neither paid nor an error of the caller's."""
-    usage = {"input_tokens": 10**400, "output_tokens": 1}
-    assert FixedPrices(1, 1).cost(usage) is None
+    """It is neither paid nor an error of the caller's, in details too."""
+    none, one = 10**400, {"input_tokens": 1, "output_tokens": 1}
+    assert FixedPrices(1, 1).cost({**one, "input_tokens": none}) is None
+    thoughts = {"output_token_details": {"reasoning": none}, "total_tokens": none + 2}
+    assert FixedPrices(1, 1).cost({**one, **thoughts}) == 2 / 1_000_000
+    prices = listed_prices("claude-sonnet-4-5", "anthropic")
+    assert prices is not None
+    cached = {"input_token_details": {"cache_read": none}}
+    assert prices.cost({**one, **cached}) == prices.cost(one)
 
 
 class TurnedClock(FakeClock):
